@@ -1,0 +1,62 @@
+"""The body of an answer: an event stream, or one JSON document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from ._sse import EventReader
+from ._state import AnswerState
+
+# An answer beyond this size is not decoded here; its usage is looked up.
+_LARGEST_DOCUMENT: Final = 16 * 1024 * 1024
+
+
+class BodyReader(Protocol):
+    """Reads a body in whatever pieces it arrives."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the body has said that nothing follows."""
+        ...
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes."""
+        ...
+
+
+class DocumentReader:
+    """Collects one JSON document; `finish` reads it."""
+
+    __slots__ = ("_pieces", "_size", "_state", "done")
+
+    def __init__(self, state: AnswerState) -> None:
+        self._state = state
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self.done = False
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes of the document."""
+        self._size += len(piece)
+        if self._size > _LARGEST_DOCUMENT:
+            self._pieces.clear()
+        else:
+            self._pieces.append(piece)
+
+    def finish(self) -> None:
+        """Read the document; one that is no JSON object says nothing."""
+        try:
+            document = json.loads(b"".join(self._pieces))
+        except (ValueError, RecursionError):
+            document = None
+        self._pieces.clear()
+        if isinstance(document, Mapping):
+            self._state.on_body(document)
+
+
+def body_reader(content_type: str, state: AnswerState) -> BodyReader:
+    """Return the reader for a body: whatever does not call itself JSON is read as an event stream."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    return DocumentReader(state) if media_type.endswith("json") else EventReader(state)

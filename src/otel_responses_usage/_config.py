@@ -1,0 +1,87 @@
+"""The settings of the instrumentation and the environment variables they come from."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+_PREFIX: Final = "OTEL_RESPONSES_USAGE_"
+_TRUE: Final = frozenset({"true", "1", "yes", "on"})
+_FALSE: Final = frozenset({"false", "0", "no", "off"})
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings, each with the environment variable `OTEL_RESPONSES_USAGE_<NAME>`.
+
+    Attributes:
+        retrieval: Whether usage that a stream did not deliver is looked up afterwards.
+        retrieval_timeout: Seconds from the end of a stream to giving up on its usage.
+        background_timeout: The same for calls made with `background=True`.
+        max_concurrency: Retrieval requests in flight at most.
+        max_pending: Spans held open for their usage at most; beyond it a span closes as `overload`.
+        exit_timeout: Seconds that a process exit or `uninstrument()` waits for pending retrievals.
+        tail_timeout: Seconds to read on after the application closed a stream; 0 is off. Costs the
+            tokens generated meanwhile.
+
+    Raises:
+        ValueError: A value is out of range.
+
+    """
+
+    retrieval: bool = True
+    retrieval_timeout: float = 10.0
+    background_timeout: float = 300.0
+    max_concurrency: int = 8
+    max_pending: int = 2048
+    exit_timeout: float = 5.0
+    tail_timeout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("retrieval_timeout", "background_timeout", "exit_timeout", "tail_timeout"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
+        if self.max_concurrency < 1:
+            raise ValueError(f"max_concurrency must be 1 or more, not {self.max_concurrency!r}")
+        if self.max_pending < 0:
+            raise ValueError(f"max_pending must be 0 or more, not {self.max_pending!r}")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:
+        """Read the settings from the environment.
+
+        A wrong value never raises: all wrong ones are named in one warning and their defaults used.
+        """
+        values: dict[str, Any] = {}
+        wrong: list[str] = []
+        for field in fields(cls):
+            variable = _PREFIX + field.name.upper()
+            text = environ.get(variable, "").strip()
+            if not text:
+                continue
+            try:
+                value = _PARSERS[type(field.default)](text)
+                cls(**{field.name: value})
+                values[field.name] = value
+            except ValueError:
+                wrong.append(f"{variable} (using {field.default!r})")
+        if wrong:
+            _logger.warning("These settings have a value that cannot be used: %s", ", ".join(wrong))
+        return cls(**values)
+
+
+def _parse_bool(text: str) -> bool:
+    word = text.lower()
+    if word in _TRUE or word in _FALSE:
+        return word in _TRUE
+    raise ValueError(text)
+
+
+_PARSERS: Final[dict[type, Callable[[str], Any]]] = {bool: _parse_bool, int: int, float: float}

@@ -1,0 +1,85 @@
+"""Switching the instrumentation on and off."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Collection
+from importlib.metadata import version
+from typing import Any, Final
+
+import wrapt
+from opentelemetry import metrics, trace
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
+from opentelemetry.instrumentation.utils import unwrap
+
+from . import _semconv
+from ._config import Config
+from ._ledger import Ledger
+from ._recovery import Recovery
+from ._surfaces import HttpRetriever, Patch, patches
+from ._telemetry import Telemetry
+
+SCOPE: Final = "otel_responses_usage"
+_VERSION: Final = version("otel-responses-usage")
+
+_logger = logging.getLogger(__name__)
+
+
+class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base class is untyped
+    """Instruments the openai SDK: one span per Responses call, with its exact usage.
+
+    `instrument()` takes, all optional:
+
+    - `tracer_provider`: an `opentelemetry.trace.TracerProvider`; the global one if left out.
+    - `meter_provider`: an `opentelemetry.metrics.MeterProvider`; the global one if left out.
+    - `config`: a `Config`; read from the environment if left out.
+
+    `uninstrument()` puts everything back and waits for pending look-ups as long as
+    `Config.exit_timeout` says. Either may be called twice; clients made before are covered.
+    """
+
+    _ledger: Ledger | None = None
+    _patches: tuple[Patch, ...] = ()
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """Return the supported range of the SDK."""
+        return ("openai >= 1.66, < 4",)
+
+    def _instrument(self, **kwargs: Any) -> None:
+        config = kwargs.get("config") or Config.from_env()
+        tracer = trace.get_tracer(SCOPE, _VERSION, kwargs.get("tracer_provider"), _semconv.SCHEMA_URL)
+        meter = metrics.get_meter(SCOPE, _VERSION, kwargs.get("meter_provider"), _semconv.SCHEMA_URL)
+        recovery = Recovery(config, lambda: HttpRetriever(config.max_concurrency))
+        ledger = self._ledger = Ledger(config, Telemetry(tracer, meter), recovery)
+        self._patches = patches(ledger)
+        for module in {patch.module: None for patch in self._patches}:
+            # Importing the SDK takes a second; an application that never does shall not pay for it.
+            wrapt.register_post_import_hook(_hook(self, ledger), module)
+
+    def _uninstrument(self, **kwargs: Any) -> None:  # noqa: ARG002  # the base class's signature
+        for patch in reversed(self._patches):
+            if patch.module in sys.modules:
+                owner, _, attribute = patch.name.rpartition(".")
+                unwrap(f"{patch.module}.{owner}", attribute)
+        self._patches = ()
+        ledger, self._ledger = self._ledger, None
+        if ledger is not None:
+            ledger.close()
+
+    def _apply(self, module: str) -> None:
+        for patch in self._patches:
+            if patch.module == module:
+                try:
+                    wrapt.wrap_function_wrapper(patch.module, patch.name, patch.wrapper)
+                except AttributeError:
+                    _logger.warning("%s.%s is not there and is not instrumented.", patch.module, patch.name)
+
+
+def _hook(instrumentor: ResponsesUsageInstrumentor, ledger: Ledger) -> Callable[[Any], None]:
+    def apply(module: Any) -> None:
+        # A hook cannot be taken back: one of an earlier `instrument()` does nothing.
+        if instrumentor._ledger is ledger:  # noqa: SLF001
+            instrumentor._apply(module.__name__)  # noqa: SLF001
+
+    return apply

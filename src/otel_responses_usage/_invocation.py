@@ -1,0 +1,243 @@
+"""One call, from its request to the end of its span."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from opentelemetry.trace import Span
+
+from . import _fault
+from ._body import BodyReader, DocumentReader, body_reader
+from ._config import Config
+from ._outcome import CLOSED, TRUNCATED, Ending, Outcome, ending_of
+from ._recovery import Job, Recovery
+from ._request import Operation, ResponsesRequest
+from ._response import Response
+from ._retrieval import Retrieved
+from ._state import AnswerState
+from ._telemetry import Record, Retrieval, Telemetry
+from ._usage import MissingReason, Usage, UsageSource
+
+
+class Invocation:
+    """A call under way: what happens to it is reported here, by whoever sees it first.
+
+    Every way of ending leads to `finish`, which acts once. Either the usage is known then and the span
+    ends at once, or the call is handed to the look-up and the span ends, with the same end time, when
+    that has settled. No method raises, and none waits.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_answered",
+        "_config",
+        "_ended",
+        "_make_target",
+        "_on_finish",
+        "_open",
+        "_reader",
+        "_recovery",
+        "_request",
+        "_start_counter",
+        "_start_ns",
+        "_state",
+        "_telemetry",
+        "span",
+    )
+
+    def __init__(
+        self,
+        request: ResponsesRequest,
+        config: Config,
+        telemetry: Telemetry,
+        recovery: Recovery,
+        on_finish: Callable[[Invocation], object],
+    ) -> None:
+        self._request = request
+        self._config = config
+        self._telemetry = telemetry
+        self._recovery = recovery
+        self._on_finish = on_finish
+        self._start_ns = time.time_ns()
+        self._start_counter = time.perf_counter_ns()
+        self._state = AnswerState()
+        self._reader: BodyReader | None = None
+        self._make_target: Callable[[str], Any] | None = None
+        self._answered = False
+        self._open: list[None] = [None]
+        self._ended = False
+        self.span: Span = telemetry.start(request, self._start_ns)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the call is over; its span may still be waiting for its usage."""
+        return self._ended
+
+    def on_answer(self, content_type: str, make_target: Callable[[str], Any]) -> None:
+        """Take the head of the answer; `make_target` says where the response can be looked up."""
+        self._reader = body_reader(content_type, self._state)
+        self._make_target = make_target
+
+    def on_bytes(self, piece: bytes) -> None:
+        """Take the next bytes of the answer. The terminal event ends the call, whatever follows."""
+        if self._ended or self._reader is None:
+            return
+        try:
+            self._reader.feed(piece)
+        except Exception:
+            _fault.report("reading a stream")
+            self._reader = None  # what the stream would have told is looked up
+            return
+        ending = self._state.ending
+        if ending is not None:
+            self.finish(ending)
+
+    def on_document(self, content: bytes) -> None:
+        """Take a body that has been read whole. The call ends when the SDK has made its object of it."""
+        self.on_bytes(content)
+        self._read_document()
+        self._answered = True
+
+    def on_return(self) -> None:
+        """Note that the SDK has given the application its object."""
+        if self._answered:
+            self.on_body_end()
+
+    def on_raise(self, error: BaseException) -> None:
+        """Note that the call raised before the application had a stream."""
+        self.finish(_ending_of_error(error))
+
+    def on_body_end(self) -> None:
+        """Note that the body ended cleanly."""
+        self._read_document()
+        self.finish(self._state.ending or self._stream_error() or TRUNCATED)
+
+    def on_read_error(self, error: BaseException, *, closed: bool) -> None:
+        """Note that reading raised; `closed` says that the application closed the stream meanwhile."""
+        if not isinstance(error, Exception):
+            self.finish(Ending(Outcome.CANCELLED, type(error).__name__))
+        else:
+            self.finish(
+                self._stream_error() or (CLOSED if closed else Ending(Outcome.CUT, type(error).__name__))
+            )
+
+    def on_close(self, raised: BaseException | None) -> None:
+        """Note that the stream was closed; `raised` is what the SDK itself raised on an event, if it did."""
+        if self._ended:
+            return
+        if self._stream_error() is None and raised is not None:
+            self.finish(_ending_of_error(raised))
+        elif self._reader is not None and self._reader.done:
+            self.on_body_end()
+        else:
+            self.finish(self._stream_error() or CLOSED)
+
+    def finish(self, ending: Ending) -> None:
+        """End the call now, if it has not ended yet."""
+        try:
+            self._open.pop()  # atomic: of two threads one finds it empty
+        except IndexError:
+            return
+        end_ns = self._start_ns + time.perf_counter_ns() - self._start_counter
+        self._ended = True
+        try:
+            self._on_finish(self)
+            self._close_books(ending, end_ns)
+        except Exception:
+            _fault.report("ending a call")
+
+    def _close_books(self, ending: Ending, end_ns: int) -> None:
+        response = self._state.response
+        if self._request.operation is Operation.FETCH_RESPONSE:
+            self._recovery.observe(response)
+            self._write(ending, end_ns, response, None, None, None, None)
+        elif response.usage is not None:
+            self._write(ending, end_ns, response, response.usage, self._state.source, None, None)
+        else:
+            reason = self._why_not() or self._look_up(ending, end_ns, response)
+            if reason is not None:
+                self._write(ending, end_ns, response, None, None, self._final(reason, response), None)
+
+    def _why_not(self) -> MissingReason | None:
+        if self._state.response.id is None:
+            return MissingReason.NO_RESPONSE_ID
+        if not self._request.stored:
+            return MissingReason.NOT_STORED
+        return None if self._config.retrieval else MissingReason.DISABLED
+
+    def _look_up(self, ending: Ending, end_ns: int, response: Response) -> MissingReason | None:
+        target = self._make_target(str(response.id)) if self._make_target is not None else None
+        if target is None:  # the server cannot be reached the way the application reaches it
+            return MissingReason.TRANSPORT_ERROR
+        config, began = self._config, time.monotonic()
+        patience_s = config.background_timeout if self._request.background else config.retrieval_timeout
+
+        def settle(result: Retrieved, source: UsageSource) -> None:
+            self._telemetry.release(self.span)
+            retrieval = Retrieval(job.attempts, time.monotonic() - began)
+            latest = response.updated(result.response) if result.response is not None else response
+            known = result.usage is not None
+            reason = None if known else self._final(result.reason or MissingReason.NO_USAGE, response)
+            # A call that was answered while its work went on ends as that work did.
+            settled = ending if self._state.source is UsageSource.STREAM else ending_of(latest, "completed")
+            self._write(settled, end_ns, latest, result.usage, source if known else None, reason, retrieval)
+
+        job = Job(str(response.id), target, began + patience_s, settle)
+        self._telemetry.hold(self.span)
+        refused = self._recovery.submit(job)
+        if refused is not None:
+            self._telemetry.release(self.span)
+        return refused
+
+    def _final(self, reason: MissingReason, response: Response) -> MissingReason:
+        """Return the reason to tell: a response that ended without usage said so itself."""
+        return MissingReason.NO_USAGE if response.is_terminal else reason
+
+    def _write(
+        self,
+        ending: Ending,
+        end_ns: int,
+        response: Response,
+        usage: Usage | None,
+        source: UsageSource | None,
+        reason: MissingReason | None,
+        retrieval: Retrieval | None,
+    ) -> None:
+        state = self._state
+        first = state.first_delta_at
+        self._telemetry.finish(
+            self.span,
+            Record(
+                request=self._request,
+                start_ns=self._start_ns,
+                end_ns=end_ns,
+                ending=ending,
+                response=response,
+                events=state.events,
+                deltas=state.deltas,
+                time_to_first_chunk_s=None if first is None else (first - self._start_counter) / 1e9,
+                gaps_s=state.gaps_s,
+                usage=usage,
+                source=source,
+                missing_reason=reason,
+                retrieval=retrieval,
+            ),
+        )
+
+    def _read_document(self) -> None:
+        if isinstance(self._reader, DocumentReader):
+            self._reader.finish()
+
+    def _stream_error(self) -> Ending | None:
+        code = self._state.stream_error
+        return None if code is None else Ending(Outcome.ERROR, code)
+
+
+def _ending_of_error(error: BaseException) -> Ending:
+    name = type(error).__name__
+    if not isinstance(error, Exception):
+        return Ending(Outcome.CANCELLED, name)
+    code = getattr(error, "code", None)  # of the API's error body, where the SDK found one
+    return Ending(Outcome.ERROR, code if isinstance(code, str) and code else name)

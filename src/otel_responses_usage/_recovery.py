@@ -1,0 +1,310 @@
+"""Look-ups in the background: one thread, a bounded number of jobs, a deadline for each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from . import _fault
+from ._config import Config
+from ._response import Response
+from ._retrieval import Answer, Attempt, DeadlinePassed, RetrievalPolicy, Retrieved, Trouble, retrieval_flow
+from ._usage import MissingReason, UsageSource
+
+THREAD_NAME: Final = "otel-responses-usage"
+
+# What a stopping worker may take for closing its sockets.
+_STOP_GRACE_S: Final = 1.0
+
+
+class Retriever(Protocol):
+    """Makes the requests; lives on the worker's event loop."""
+
+    async def get(self, target: Any, timeout_s: float) -> Answer:
+        """Ask once for a response. Never raises for what a server or a network can do."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A response to look up.
+
+    Attributes:
+        response_id: The response asked for.
+        target: Where and how to ask; the retriever's business.
+        deadline: When to give up, by `time.monotonic`.
+        settle: Called once, on any thread, with the result and where it was read.
+
+    """
+
+    response_id: str
+    target: Any
+    deadline: float
+    settle: Callable[[Retrieved, UsageSource], None]
+    attempts: int = 0
+    _open: list[None] = field(default_factory=lambda: [None])
+
+    def finish(self, result: Retrieved, source: UsageSource) -> bool:
+        """Settle the job unless somebody else has; say whether it was settled here."""
+        try:
+            self._open.pop()  # atomic: of two threads one finds it empty
+        except IndexError:
+            return False
+        try:
+            self.settle(result, source)
+        except Exception:
+            _fault.report("settling a look-up")
+        return True
+
+
+class Recovery:
+    """Looks responses up until their usage is known or their time is up.
+
+    Nothing here makes a caller wait except `drain` and `stop`. The worker thread is started by the first
+    job, and is a daemon: a process can always exit.
+    """
+
+    def __init__(self, config: Config, make_retriever: Callable[[], Retriever]) -> None:
+        self._config = config
+        self._make_retriever = make_retriever
+        self._policy = RetrievalPolicy()
+        self._reset()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_reset_if_alive(weakref.ref(self)))
+
+    def _reset(self) -> None:
+        """Start anew. After a fork the jobs are the parent's, and its thread and sockets are not here."""
+        self._starting = threading.Lock()
+        self._worker: _Worker | None = None
+        # Jobs that are not settled. Only single dict operations touch them, so no thread needs a lock.
+        self._waiting: dict[Job, None] = {}
+        self._by_id: dict[str, Job] = {}
+        self._closed = False
+
+    def submit(self, job: Job) -> MissingReason | None:
+        """Take a job over, or say why not."""
+        if self._closed:
+            return MissingReason.SHUTDOWN
+        if len(self._waiting) >= self._config.max_pending:
+            return MissingReason.OVERLOAD
+        self._waiting[job] = None
+        if job.response_id not in self._by_id:  # a server that hands an id out twice is served twice
+            self._by_id[job.response_id] = job
+        try:
+            self._running_worker().put(job)
+        except RuntimeError:  # the interpreter is shutting down and starts no more threads
+            self._forget(job)
+            return MissingReason.SHUTDOWN
+        return None
+
+    def observe(self, response: Response) -> None:
+        """Settle the job that waits for this response, if what the application itself read says enough."""
+        job = self._by_id.get(response.id) if response.id is not None else None
+        if job is not None and response.is_terminal and response.usage is not None:
+            self._finish(job, Retrieved(response.usage, None, response), UsageSource.OBSERVATION)
+
+    def drain(self, timeout_s: float) -> None:
+        """Wait until nothing is pending, for so long at most; then close what is left as `shutdown`."""
+        deadline = time.monotonic() + timeout_s
+        worker = self._worker
+        while self._waiting and worker is not None and worker.is_alive():
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                break
+            worker.settled.clear()
+            if self._waiting:
+                worker.settled.wait(min(left_s, 0.1))
+        for job in list(self._waiting):
+            self._finish(job, Retrieved(None, MissingReason.SHUTDOWN), UsageSource.RETRIEVAL)
+
+    def stop(self, timeout_s: float) -> None:
+        """Drain, refuse every later job, and end the worker."""
+        self._closed = True
+        self.drain(timeout_s)
+        worker = self._worker
+        if worker is not None:
+            worker.stop(_STOP_GRACE_S)
+
+    def _finish(self, job: Job, result: Retrieved, source: UsageSource) -> None:
+        self._forget(job)
+        job.finish(result, source)
+        if self._worker is not None:
+            self._worker.cancel(job)
+
+    def _forget(self, job: Job) -> None:
+        self._waiting.pop(job, None)
+        if self._by_id.get(job.response_id) is job:
+            self._by_id.pop(job.response_id, None)
+
+    def _running_worker(self) -> _Worker:
+        worker = self._worker
+        if worker is None or not worker.is_alive():
+            with self._starting:
+                worker = self._worker
+                if worker is None or not worker.is_alive():
+                    worker = _Worker(self._config, self._policy, self._make_retriever, self._forget)
+                    worker.start()
+                    self._worker = worker
+        return worker
+
+
+def _reset_if_alive(recovery: weakref.ref[Recovery]) -> Callable[[], None]:
+    def reset() -> None:
+        alive = recovery()
+        if alive is not None:
+            alive._reset()  # noqa: SLF001
+
+    return reset
+
+
+class _Worker:
+    """The thread with its event loop. What has no underscore may be called from any thread."""
+
+    def __init__(
+        self,
+        config: Config,
+        policy: RetrievalPolicy,
+        make_retriever: Callable[[], Retriever],
+        forget: Callable[[Job], None],
+    ) -> None:
+        self.settled = threading.Event()
+        self._max_concurrency = config.max_concurrency
+        self._policy = policy
+        self._make_retriever = make_retriever
+        self._forget = forget
+        self._inbox: deque[Job] = deque()
+        self._tasks: dict[Job, asyncio.Task[None]] = {}
+        self._loop = _Loop()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def put(self, job: Job) -> None:
+        self._inbox.append(job)
+        self._call(self._wake.set)
+
+    def cancel(self, job: Job) -> None:
+        self._call(self._cancel, job)
+
+    def stop(self, timeout_s: float) -> None:
+        self._stopping = True
+        self._call(self._wake.set)
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+
+    def _call(self, function: Callable[..., object], *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the worker has stopped
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _cancel(self, job: Job) -> None:
+        task = self._tasks.get(job)
+        if task is not None:
+            task.cancel()
+
+    def _run(self) -> None:
+        # The tasks inherit this context: their requests make no spans, nor does anybody's wrapper.
+        with suppress_instrumentation():
+            try:
+                self._loop.run_until_complete(self._serve())
+            except Exception:
+                _fault.report("looking responses up")
+            finally:
+                self._loop.close()
+
+    async def _serve(self) -> None:
+        retriever = self._make_retriever()
+        slots = asyncio.Semaphore(self._max_concurrency)
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                while self._inbox:
+                    job = self._inbox.popleft()
+                    self._tasks[job] = self._loop.create_task(self._settle(job, retriever, slots))
+                await self._wake.wait()
+        finally:
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await retriever.aclose()
+
+    async def _settle(self, job: Job, retriever: Retriever, slots: asyncio.Semaphore) -> None:
+        result = Retrieved(None, MissingReason.TRANSPORT_ERROR)
+        try:
+            result = await self._look_up(job, retriever, slots)
+        except Exception:
+            _fault.report("looking a response up")
+        finally:
+            self._tasks.pop(job, None)
+            self._forget(job)
+            job.finish(result, UsageSource.RETRIEVAL)
+            self.settled.set()
+
+    async def _look_up(self, job: Job, retriever: Retriever, slots: asyncio.Semaphore) -> Retrieved:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101
+        flow = retrieval_flow(job.response_id, self._policy)
+        left_s = max(0.0, job.deadline - time.monotonic())
+        at_deadline = self._loop.call_later(left_s, task.cancel)
+        try:
+            step = next(flow)
+            while True:
+                if isinstance(step, Attempt):
+                    async with slots:
+                        step = flow.send(await self._attempt(job, step.timeout_s, retriever))
+                else:
+                    await asyncio.sleep(step.seconds)
+                    step = flow.send(None)
+        except asyncio.CancelledError:
+            try:
+                flow.throw(DeadlinePassed())
+            except StopIteration as end:
+                return _result(end)
+            raise
+        except StopIteration as end:
+            return _result(end)
+        finally:
+            at_deadline.cancel()
+
+    async def _attempt(self, job: Job, timeout_s: float, retriever: Retriever) -> Answer:
+        job.attempts += 1
+        try:
+            return await asyncio.wait_for(retriever.get(job.target, timeout_s), timeout_s)
+        except asyncio.TimeoutError:
+            return Answer(trouble=Trouble.TIMEOUT)
+
+
+def _result(end: StopIteration) -> Retrieved:
+    result: Retrieved = end.value
+    return result
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that resolves names also while the interpreter exits, when no thread can be started."""
+
+    async def getaddrinfo(self, host: Any, port: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().getaddrinfo(host, port, **kwargs)
+        except RuntimeError:
+            return socket.getaddrinfo(host, port, **kwargs)

@@ -1,0 +1,157 @@
+"""What a call of the Responses API asks for, without its content."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+
+class Operation(str, Enum):
+    """What a call does; the value of `gen_ai.operation.name`."""
+
+    CHAT = "chat"
+    FETCH_RESPONSE = "fetch_response"
+
+
+# `(?:.*/)?`: an application may name the whole URL, as in `client.post("https://host/v1/responses")`.
+_CREATE: Final = re.compile(r"(?:.*/)?responses/?")
+_FETCH: Final = re.compile(r"(?:.*/)?responses/([^/]+)/?")
+
+_OUTPUT_TYPES: Final = {"text": "text", "json_object": "json", "json_schema": "json"}
+
+# Providers that speak the Responses API, by the end of their host's name.
+_PROVIDERS: Final = (
+    ("openai.com", "openai"),
+    ("openai.azure.com", "azure.ai.openai"),
+    ("cognitiveservices.azure.com", "azure.ai.openai"),
+    ("services.ai.azure.com", "azure.ai.inference"),
+    ("amazonaws.com", "aws.bedrock"),
+    ("googleapis.com", "gcp.vertex_ai"),
+    ("x.ai", "x_ai"),
+    ("deepseek.com", "deepseek"),
+    ("groq.com", "groq"),
+    ("mistral.ai", "mistral_ai"),
+    ("perplexity.ai", "perplexity"),
+    ("openrouter.ai", "openrouter"),
+    ("githubcopilot.com", "github_copilot"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The server a call goes to."""
+
+    provider: str
+    address: str | None
+    port: int | None
+
+    @classmethod
+    def at(cls, host: str | None, port: int | None, scheme: str, *, azure: bool = False) -> Server:
+        """Name the server of a base URL; `azure` says that the application uses an Azure client."""
+        return cls(
+            provider="azure.ai.openai" if azure else _provider(host or ""),
+            address=host or None,
+            port=port or {"https": 443, "http": 80}.get(scheme),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsesRequest:
+    """One call as it is sent. What the application did not ask for is `None`."""
+
+    operation: Operation
+    server: Server
+    streams: bool
+    model: str | None = None
+    stored: bool = True
+    background: bool = False
+    response_id: str | None = None
+    stream_cursor: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    reasoning_effort: str | None = None
+    previous_response_id: str | None = None
+    conversation_id: str | None = None
+    output_type: str | None = None
+    service_tier: str | None = None
+
+    @property
+    def span_name(self) -> str:
+        """The operation and the model; of few values, as span names must be."""
+        return f"{self.operation.value} {self.model}" if self.model else self.operation.value
+
+
+def is_create(method: str, path: str) -> bool:
+    """Whether a request makes a response; `path` is without query."""
+    return method.lower() == "post" and _CREATE.fullmatch(path) is not None
+
+
+def fetched_id(method: str, path: str) -> str | None:
+    """Return the id of the response that a request fetches; `None` where it fetches none."""
+    match = _FETCH.fullmatch(path) if method.lower() == "get" else None
+    return match[1] if match else None
+
+
+def create_request(body: Mapping[str, Any], server: Server) -> ResponsesRequest:
+    """Describe a call that makes a response, from the body as it is sent."""
+    conversation = body.get("conversation")
+    output_format = _field(body.get("text"), "format")
+    return ResponsesRequest(
+        operation=Operation.CHAT,
+        server=server,
+        streams=body.get("stream") is True,
+        model=_text(body.get("model")),
+        stored=body.get("store") is not False,
+        background=body.get("background") is True,
+        max_output_tokens=_integer(body.get("max_output_tokens")),
+        temperature=_number(body.get("temperature")),
+        top_p=_number(body.get("top_p")),
+        reasoning_effort=_text(_field(body.get("reasoning"), "effort")),
+        previous_response_id=_text(body.get("previous_response_id")),
+        conversation_id=_text(conversation) or _text(_field(conversation, "id")),
+        output_type=_OUTPUT_TYPES.get(_text(_field(output_format, "type")) or ""),
+        service_tier=_text(body.get("service_tier")),
+    )
+
+
+def fetch_request(response_id: str, query: Mapping[str, Any], server: Server) -> ResponsesRequest:
+    """Describe a streamed fetch of a response that an earlier call made."""
+    cursor = query.get("starting_after")
+    return ResponsesRequest(
+        operation=Operation.FETCH_RESPONSE,
+        server=server,
+        streams=True,
+        response_id=response_id,
+        stream_cursor=str(cursor) if isinstance(cursor, (int, str)) else None,
+    )
+
+
+def _provider(host: str) -> str:
+    for ending, provider in _PROVIDERS:
+        if host == ending or host.endswith("." + ending):
+            return provider
+    # An OpenAI client against a host nobody knows: a proxy or a server that speaks OpenAI's protocol.
+    return "openai"
+
+
+# The SDK's own sentinels, and whatever else an application may pass, count as not given.
+
+
+def _field(value: object, name: str) -> object:
+    return value.get(name) if isinstance(value, Mapping) else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _integer(value: object) -> int | None:
+    return value if type(value) is int else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if type(value) in (int, float) else None  # type: ignore[arg-type]

@@ -1,0 +1,92 @@
+"""What one response object of the API says about itself, without its content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ._usage import Usage
+
+TERMINAL_STATUSES: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})
+
+# Output items that ask the application to act; calls that the service runs itself are not among them.
+_TOOL_CALL_ITEMS: Final = frozenset(
+    {
+        "apply_patch_call",
+        "computer_call",
+        "custom_tool_call",
+        "function_call",
+        "local_shell_call",
+        "shell_call",
+    }
+)
+
+_LONGEST_WORD: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The facts of a response object. What the API left out is `None`."""
+
+    id: str | None = None
+    model: str | None = None
+    status: str | None = None
+    service_tier: str | None = None
+    usage: Usage | None = None
+    incomplete_reason: str | None = None
+    error_code: str | None = None
+    calls_tools: bool = False
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the API will not change this response any more."""
+        return self.status in TERMINAL_STATUSES
+
+    @classmethod
+    def from_json(cls, response: Mapping[str, Any]) -> Response:
+        """Read a decoded response object; fields of an unexpected type count as left out."""
+        output = response.get("output")
+        return cls(
+            id=_text(response, "id", longest=None),
+            model=_text(response, "model"),
+            status=_text(response, "status"),
+            service_tier=_text(response, "service_tier"),
+            usage=Usage.from_response(response),
+            incomplete_reason=_text(response.get("incomplete_details"), "reason"),
+            error_code=error_code(response.get("error")),
+            calls_tools=isinstance(output, list)
+            and any(isinstance(item, Mapping) and item.get("type") in _TOOL_CALL_ITEMS for item in output),
+        )
+
+    def updated(self, newer: Response) -> Response:
+        """Combine with a later sight of the same response: what it left out is kept from before."""
+        return Response(
+            id=newer.id or self.id,
+            model=newer.model or self.model,
+            status=newer.status or self.status,
+            service_tier=newer.service_tier or self.service_tier,
+            usage=newer.usage or self.usage,
+            incomplete_reason=newer.incomplete_reason or self.incomplete_reason,
+            error_code=newer.error_code or self.error_code,
+            calls_tools=newer.calls_tools or self.calls_tools,
+        )
+
+
+def error_code(error: object) -> str | None:
+    """Return the code of an error object of the API, else its type; `None` where it names neither."""
+    if not isinstance(error, Mapping):
+        return None
+    for name in ("code", "type"):
+        value = error.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        # `error` is the type of the event that carries the error and says nothing about it.
+        if isinstance(value, str) and value and value != "error":
+            return value[:_LONGEST_WORD]
+    return None
+
+
+def _text(fields: object, name: str, longest: int | None = _LONGEST_WORD) -> str | None:
+    value = fields.get(name) if isinstance(fields, Mapping) else None
+    return value[:longest] if isinstance(value, str) and value else None

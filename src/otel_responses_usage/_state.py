@@ -1,0 +1,144 @@
+"""What is known of one call's answer: events folded into facts while they pass."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ._outcome import Ending, Outcome, ending_of
+from ._response import TERMINAL_STATUSES, Response, error_code
+from ._usage import UsageSource
+
+_NOTHING: Final = Response()
+_DELTA: Final = ".delta"
+_LIFE: Final = "response."
+# Sent right after `response.created` with the same object: the type says all that is new.
+_PROGRESS: Final = frozenset({"response.in_progress", "response.queued"})
+
+_MOST_KINDS: Final = 32
+_OTHER_KIND: Final = "other"
+_MOST_GAPS: Final = 128
+
+
+class AnswerState:
+    """The facts of one answer, of a size that does not depend on how much was answered.
+
+    Attributes:
+        response: The latest sight of the response object.
+        events: Events received.
+        deltas: Events that carry a piece of the answer, by their kind: the type without `response.` and
+            `.delta`. A server of very many kinds has the rest of them counted as `other`.
+        ending: How the response ended, once a terminal event or a whole body has said so.
+        source: Where `response.usage` was read.
+        first_delta_at: When the first delta arrived, by `time.perf_counter_ns`.
+
+    """
+
+    __slots__ = (
+        "_gap_stride",
+        "_gaps_us",
+        "_is_delta",
+        "_kind",
+        "_last_delta_at",
+        "_skipped_gaps",
+        "deltas",
+        "ending",
+        "events",
+        "first_delta_at",
+        "response",
+        "source",
+        "stream_error",
+    )
+
+    def __init__(self) -> None:
+        self.response = _NOTHING
+        self.events = 0
+        self.deltas: dict[str, int] = {}
+        self.ending: Ending | None = None
+        self.stream_error: str | None = None  # the code of an `error` event
+        self.source = UsageSource.STREAM
+        self.first_delta_at: int | None = None
+        self._last_delta_at = 0
+        self._kind = ""  # of the last event, if that was a delta
+        self._is_delta = False
+        self._gaps_us = array("Q")
+        self._gap_stride = 1
+        self._skipped_gaps = 0
+
+    def wants(self, kind: str) -> bool:
+        """Whether the data of events of this type is worth decoding: it carries the response, or an error."""
+        if kind in _PROGRESS:
+            return self.response.id is None
+        # Life-cycle events are those of one word: `response.created`, `response.completed`.
+        return kind == "error" or (kind.startswith(_LIFE) and "." not in kind[len(_LIFE) :])
+
+    def on_event(self, kind: str | None, data: Mapping[str, Any] | None) -> None:
+        """Fold one event in. What follows the event that ended the response is not part of the call."""
+        if self.ending is not None:
+            return
+        self.events += 1
+        self._is_delta = kind is not None and kind.endswith(_DELTA)
+        if self._is_delta and kind is not None:
+            self._kind = self._kind_of(kind)
+            self._count_delta()
+        elif kind in _PROGRESS and data is None:
+            self.response = self.response.updated(Response(status=kind[len(_LIFE) :]))
+        elif data is not None:
+            self._observe(kind or "", data)
+
+    def on_repeat(self) -> None:
+        """Count one more event of the last one's type."""
+        if self.ending is not None:
+            return
+        self.events += 1
+        if self._is_delta:
+            self._count_delta()
+
+    def on_body(self, data: Mapping[str, Any]) -> None:
+        """Take the whole body of an answer that was not streamed."""
+        self.response = Response.from_json(data)
+        self.source = UsageSource.RESPONSE
+        code = error_code(data.get("error"))
+        if self.response.id is None and code is not None:
+            self.ending = Ending(Outcome.ERROR, code)
+        else:
+            # An answer whose work goes on in the background is a call that did what it was asked.
+            self.ending = ending_of(self.response, "completed")
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Seconds between deltas: every one of a short stream, each n-th one of a long stream."""
+        return [gap / 1e6 for gap in self._gaps_us]
+
+    def _observe(self, kind: str, data: Mapping[str, Any]) -> None:
+        response = data.get("response")
+        if isinstance(response, Mapping):
+            self.response = self.response.updated(Response.from_json(response))
+        # The SDK raises on any event with an `error`, whatever its type.
+        error = data.get("error")
+        if kind == "error" or error:
+            self.stream_error = error_code(error if isinstance(error, Mapping) else data) or "error"
+        said = kind.removeprefix(_LIFE)
+        if kind.startswith(_LIFE) and said in TERMINAL_STATUSES:
+            self.ending = ending_of(self.response, said)
+
+    def _kind_of(self, kind: str) -> str:
+        name = kind.removeprefix(_LIFE).removesuffix(_DELTA)
+        return name if name in self.deltas or len(self.deltas) < _MOST_KINDS else _OTHER_KIND
+
+    def _count_delta(self) -> None:
+        self.deltas[self._kind] = self.deltas.get(self._kind, 0) + 1
+        now = time.perf_counter_ns()
+        if self.first_delta_at is None:
+            self.first_delta_at = now
+        elif self._skipped_gaps:
+            self._skipped_gaps -= 1
+        else:
+            self._gaps_us.append((now - self._last_delta_at) // 1000)
+            if len(self._gaps_us) >= _MOST_GAPS:
+                self._gaps_us = self._gaps_us[::2]
+                self._gap_stride *= 2
+            self._skipped_gaps = self._gap_stride - 1
+        self._last_delta_at = now

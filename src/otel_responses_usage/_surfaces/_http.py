@@ -1,0 +1,154 @@
+"""Calls over HTTP: two methods of the SDK's client, through which every one of them goes."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from opentelemetry import context, trace
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+
+from .. import _fault
+from .._invocation import Invocation
+from .._ledger import Ledger
+from .._request import ResponsesRequest, Server, create_request, fetch_request, fetched_id, is_create
+from ._retrieve import make_target
+from ._tap import tap
+
+_INVOCATION: Final = context.create_key("otel_responses_usage.invocation")
+
+Wrapped = Callable[..., Any]
+
+
+class HttpSurface:
+    """Wrappers for the client's `request`, which makes a call, and `_process_response`, which reads it.
+
+    `create`, `parse`, `stream`, `retrieve`, raw and streaming responses, Azure clients, copies and
+    methods taken before instrumentation all go through them, each call once.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
+        """Make a call under its span."""
+        invocation = self._open(client, args, kwargs)
+        if invocation is None:
+            return wrapped(*args, **kwargs)
+        token = context.attach(_context_with(invocation))
+        try:
+            result = wrapped(*args, **kwargs)
+        except BaseException as error:
+            invocation.on_raise(error)
+            raise
+        finally:
+            context.detach(token)
+        invocation.on_return()
+        return result
+
+    async def async_request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
+        """Make a call under its span."""
+        invocation = self._open(client, args, kwargs)
+        if invocation is None:
+            return await wrapped(*args, **kwargs)
+        token = context.attach(_context_with(invocation))
+        try:
+            result = await wrapped(*args, **kwargs)
+        except BaseException as error:
+            invocation.on_raise(error)
+            raise
+        finally:
+            context.detach(token)
+        invocation.on_return()
+        return result
+
+    def process_response(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
+        """Watch the answer, before anything is made of it. Serves both clients: it awaits nothing."""
+        invocation = context.get_value(_INVOCATION)
+        if isinstance(invocation, Invocation):
+            try:
+                _watch(invocation, client, kwargs["response"])
+            except Exception:
+                _fault.report("looking at an answer")
+        return wrapped(*args, **kwargs)
+
+    def _open(self, client: Any, args: Any, kwargs: Any) -> Invocation | None:
+        try:
+            if not is_instrumentation_enabled():
+                return None
+            request = _describe(client, kwargs.get("options", args[1] if len(args) > 1 else None))
+            return None if request is None else self._ledger.open(request)
+        except Exception:
+            _fault.report("opening a call")
+            return None
+
+
+def _context_with(invocation: Invocation) -> context.Context:
+    return context.set_value(_INVOCATION, invocation, trace.set_span_in_context(invocation.span))
+
+
+def _watch(invocation: Invocation, client: Any, response: Any) -> None:
+    first = response.history[0] if response.history else response
+    invocation.on_answer(
+        response.headers.get("content-type", ""),
+        functools.partial(make_target, client._client, first.request),  # noqa: SLF001
+    )
+    if response.is_stream_consumed or response.is_closed:
+        invocation.on_document(response.content)
+    else:
+        tap(response, invocation)
+
+
+def _describe(client: Any, options: Any) -> ResponsesRequest | None:
+    """Describe the call that these request options make; `None` for what is none of the Responses API."""
+    path, _, _ = options.url.partition("?")
+    if "responses" not in path:
+        return None
+    if is_create(options.method, path):
+        return create_request(_body(options), _server(client, options.url))
+    response_id = fetched_id(options.method, path)
+    query = options.params if isinstance(options.params, Mapping) else {}
+    if response_id is not None and query.get("stream") in (True, "true"):
+        return fetch_request(response_id, query, _server(client, options.url))
+    return None
+
+
+def _body(options: Any) -> Mapping[str, Any]:
+    """Return the body as it will be sent: what `extra_body` says outranks the named arguments."""
+    body = options.json_data
+    if isinstance(body, bytes):
+        body = json.loads(body)
+    body = body if isinstance(body, Mapping) else {}
+    extra = options.extra_json
+    return ChainMap(extra, body) if isinstance(extra, dict) and isinstance(body, dict) else body
+
+
+def _server(client: Any, url: str) -> Server:
+    base = client.base_url if "://" not in url else type(client.base_url)(url)
+    azure = any(cls.__name__ == "BaseAzureClient" for cls in type(client).__mro__)
+    return Server.at(base.host, base.port, base.scheme, azure=azure)
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """One replaced function: the module, its name there, and the wrapper."""
+
+    module: str
+    name: str
+    wrapper: Callable[..., Any]
+
+
+def patches(ledger: Ledger) -> tuple[Patch, ...]:
+    """Return everything that is replaced in the SDK."""
+    surface = HttpSurface(ledger)
+    client = "openai._base_client"
+    return (
+        Patch(client, "SyncAPIClient.request", surface.request),
+        Patch(client, "SyncAPIClient._process_response", surface.process_response),
+        Patch(client, "AsyncAPIClient.request", surface.async_request),
+        Patch(client, "AsyncAPIClient._process_response", surface.process_response),
+    )

@@ -1,0 +1,225 @@
+"""Asking for a response again: the application's credentials and route, but connections of our own.
+
+The application's connection pool is never touched. An async pool belongs to the application's event
+loop, and in any pool a request of ours could take the connection that the application waits for.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import ssl
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from opentelemetry import propagate
+
+from .._response import Response
+from .._retrieval import Answer, Trouble
+
+# Headers that belong to the request that made the response, not to the application's settings.
+_OF_THE_REQUEST: Final = frozenset(
+    {
+        "accept",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "idempotency-key",
+        "transfer-encoding",
+        "x-stainless-raw-response",
+        "x-stainless-read-timeout",
+        "x-stainless-retry-count",
+    }
+)
+_MOST_REDIRECTS: Final = 3
+_LARGEST_BODY: Final = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How the application's HTTP client reaches the server; connections are shared by equal routes.
+
+    Attributes:
+        library: The HTTP library's name, `httpx` or `httpx2`.
+        ssl_context: The application's own, with its authorities and client certificates.
+        proxy: URL and headers of the proxy, and the context for speaking TLS with it.
+        uds: Path of a Unix socket.
+        http2: Whether the application may speak HTTP/2.
+
+    """
+
+    library: str
+    ssl_context: ssl.SSLContext | None
+    proxy: tuple[str, tuple[tuple[bytes, bytes], ...], ssl.SSLContext | None] | None
+    uds: str | None
+    http2: bool
+
+
+@dataclass(frozen=True, slots=True, repr=False)  # `repr=False`: the headers hold credentials
+class Target:
+    """One response of one server, with the headers that the application sent when it made it."""
+
+    route: Route
+    url: str
+    headers: tuple[tuple[str, str], ...]
+    response_id: str
+
+
+def make_target(http_client: Any, request: Any, response_id: str) -> Target | None:
+    """Return where a response can be asked for; `None` where the application's transport is not known.
+
+    Args:
+        http_client: The HTTP client inside the application's SDK client.
+        request: The HTTP request that made the response, as it was sent.
+        response_id: The response; whatever is in it, it stays one segment of the path.
+
+    """
+    route = _route(http_client, request.url)
+    if route is None:
+        return None
+    path, separator, query = request.url.raw_path.decode("ascii").partition("?")
+    path = f"{path.rstrip('/')}/{quote(response_id, safe='')}"
+    url = request.url.copy_with(raw_path=f"{path}{separator}{query}".encode("ascii"), fragment=None)
+    dropped = _OF_THE_REQUEST | {name.lower() for name in propagate.get_global_textmap().fields}
+    headers = [(name, value) for name, value in request.headers.multi_items() if name.lower() not in dropped]
+    headers.append(("accept", "application/json"))
+    return Target(route, str(url), tuple(headers), response_id)
+
+
+class HttpRetriever:
+    """Makes the requests of the look-ups, on the event loop that uses it.
+
+    It speaks to the HTTP library's transport and not to its client, whose log lines would appear among
+    the application's own.
+    """
+
+    def __init__(self, max_connections: int) -> None:
+        self._max_connections = max_connections
+        self._transports: dict[Route, Any] = {}
+
+    async def get(self, target: Target, timeout_s: float) -> Answer:
+        """Ask once. What a server or a network can do wrong is part of the answer."""
+        library = sys.modules[target.route.library]
+        transport = self._transport(target.route)
+        url = library.URL(target.url)
+        extensions = {"timeout": library.Timeout(timeout_s).as_dict()}
+        try:
+            for _ in range(_MOST_REDIRECTS):
+                request = library.Request("GET", url, headers=list(target.headers), extensions=extensions)
+                response = await transport.handle_async_request(request)
+                try:
+                    content = await _read(response)
+                finally:
+                    await response.aclose()
+                if not response.has_redirect_location:
+                    break
+                again = url.join(response.headers["location"])
+                if _origin(again) != _origin(url):
+                    break  # credentials go to the origin they were made for and to no other
+                url = again
+        except library.TimeoutException:
+            return Answer(trouble=Trouble.TIMEOUT)
+        except (library.HTTPError, library.InvalidURL, OSError):
+            return Answer(trouble=Trouble.TRANSPORT)
+        return Answer(
+            status=response.status_code,
+            response=_response(content),
+            retry_after_s=_retry_after_s(response.headers),
+        )
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for transport in self._transports.values():
+            await transport.aclose()
+        self._transports.clear()
+
+    def _transport(self, route: Route) -> Any:
+        transport = self._transports.get(route)
+        if transport is None:
+            library = sys.modules[route.library]
+            proxy = None
+            if route.proxy is not None:
+                url, headers, ssl_context = route.proxy
+                proxy = library.Proxy(url, headers=list(headers), ssl_context=ssl_context)
+            transport = self._transports[route] = library.AsyncHTTPTransport(
+                verify=route.ssl_context if route.ssl_context is not None else True,
+                proxy=proxy,
+                uds=route.uds,
+                http2=route.http2,
+                limits=library.Limits(max_connections=self._max_connections, keepalive_expiry=5.0),
+            )
+        return transport
+
+
+def _route(http_client: Any, url: Any) -> Route | None:
+    """Read the settings of the application's transport; they are nowhere public."""
+    library = type(url).__module__.partition(".")[0]
+    transport = http_client._transport_for_url(url)  # noqa: SLF001
+    pool = getattr(transport, "_pool", None)
+    if pool is None:
+        # aiohttp behind the httpx interface, `DefaultAioHttpClient`: its settings are aiohttp's defaults.
+        return Route(library, None, None, None, False) if _is_aiohttp(transport) else None
+    proxy = None
+    proxy_url = getattr(pool, "_proxy_url", None)
+    if proxy_url is not None:
+        origin = proxy_url.origin
+        proxy = (
+            f"{origin.scheme.decode()}://{origin.host.decode()}:{origin.port}",
+            tuple(getattr(pool, "_proxy_headers", ())),
+            getattr(pool, "_proxy_ssl_context", None),
+        )
+    return Route(
+        library,
+        getattr(pool, "_ssl_context", None),
+        proxy,
+        getattr(pool, "_uds", None),
+        bool(getattr(pool, "_http2", False)),
+    )
+
+
+def _is_aiohttp(transport: Any) -> bool:
+    return any(cls.__name__ == "AiohttpTransport" for cls in type(transport).__mro__)
+
+
+def _origin(url: Any) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+async def _read(response: Any) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in response.aiter_bytes():
+        size += len(piece)
+        if size > _LARGEST_BODY:
+            return b""
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _response(content: bytes) -> Response | None:
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return Response.from_json(document) if isinstance(document, Mapping) else None
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        text = headers.get(name)
+        if text is None:
+            continue
+        try:
+            return max(0.0, float(text) * unit_s)
+        except ValueError:
+            date = email.utils.parsedate_to_datetime(text) if name == "retry-after" else None
+            if date is not None:
+                return max(0.0, date.timestamp() - time.time())
+    return None

@@ -1,0 +1,236 @@
+"""The only writer of spans and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.util.types import AttributeValue
+
+from . import _semconv as names
+from ._outcome import Ending
+from ._request import Operation, ResponsesRequest
+from ._response import Response
+from ._usage import MissingReason, Usage, UsageSource
+
+_API_TYPE: Final = "responses"
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """A look-up that was made for a call."""
+
+    attempts: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """All that is told of one call once it is over. Times in nanoseconds are of the wall clock."""
+
+    request: ResponsesRequest
+    start_ns: int
+    end_ns: int
+    ending: Ending
+    response: Response
+    events: int
+    deltas: Mapping[str, int]
+    time_to_first_chunk_s: float | None
+    gaps_s: list[float]
+    usage: Usage | None
+    source: UsageSource | None
+    missing_reason: MissingReason | None
+    retrieval: Retrieval | None
+
+
+class Telemetry:
+    """Starts and ends spans, and records the points that belong to them."""
+
+    def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
+        self._tracer = tracer
+        self._token_usage = meter.create_histogram(
+            names.METRIC_TOKEN_USAGE,
+            unit="{token}",
+            description="Number of input and output tokens used.",
+            explicit_bucket_boundaries_advisory=names.TOKEN_BUCKETS,
+        )
+        self._duration = meter.create_histogram(
+            names.METRIC_OPERATION_DURATION,
+            unit="s",
+            description="GenAI operation duration.",
+            explicit_bucket_boundaries_advisory=names.DURATION_BUCKETS_S,
+        )
+        self._time_to_first_chunk = meter.create_histogram(
+            names.METRIC_TIME_TO_FIRST_CHUNK,
+            unit="s",
+            description="Time from the request to the first piece of a streamed answer.",
+            explicit_bucket_boundaries_advisory=names.DURATION_BUCKETS_S,
+        )
+        self._time_per_output_chunk = meter.create_histogram(
+            names.METRIC_TIME_PER_OUTPUT_CHUNK,
+            unit="s",
+            description="Time between the pieces of a streamed answer.",
+            explicit_bucket_boundaries_advisory=names.CHUNK_BUCKETS_S,
+        )
+        self._calls = meter.create_counter(
+            names.METRIC_CALLS,
+            unit="{call}",
+            description="Responses calls, by how they ended and where their usage came from.",
+        )
+        self._retrieval_duration = meter.create_histogram(
+            names.METRIC_RETRIEVAL_DURATION,
+            unit="s",
+            description="Time from the end of a call to the end of the look-up of its usage.",
+            explicit_bucket_boundaries_advisory=names.DURATION_BUCKETS_S,
+        )
+        self._pending = meter.create_up_down_counter(
+            names.METRIC_PENDING,
+            unit="{call}",
+            description="Spans held open for their usage.",
+        )
+
+    def start(self, request: ResponsesRequest, start_ns: int) -> Span:
+        """Open the span of a call, as a child of whatever is current."""
+        return self._tracer.start_span(
+            request.span_name,
+            kind=SpanKind.CLIENT,
+            attributes=_given(
+                {
+                    names.OPERATION_NAME: request.operation.value,
+                    names.PROVIDER_NAME: request.server.provider,
+                    names.REQUEST_MODEL: request.model,
+                    names.REQUEST_STREAM: request.streams,
+                    names.SERVER_ADDRESS: request.server.address,
+                    names.SERVER_PORT: request.server.port,
+                    names.OPENAI_API_TYPE: _API_TYPE,
+                    names.REQUEST_MAX_TOKENS: request.max_output_tokens,
+                    names.REQUEST_TEMPERATURE: request.temperature,
+                    names.REQUEST_TOP_P: request.top_p,
+                    names.REQUEST_REASONING_LEVEL: request.reasoning_effort,
+                    names.REQUEST_PREVIOUS_RESPONSE_ID: request.previous_response_id,
+                    names.REQUEST_STREAM_CURSOR: request.stream_cursor,
+                    names.CONVERSATION_ID: request.conversation_id,
+                    names.OUTPUT_TYPE: request.output_type,
+                    names.OPENAI_REQUEST_SERVICE_TIER: request.service_tier,
+                    names.RESPONSE_ID: request.response_id,
+                }
+            ),
+            start_time=start_ns,
+        )
+
+    def hold(self, span: Span) -> None:
+        """Count a span that stays open for its usage."""
+        self._pending.add(1, context=_context_of(span))
+
+    def release(self, span: Span) -> None:
+        """Count a held span as held no more."""
+        self._pending.add(-1, context=_context_of(span))
+
+    def finish(self, span: Span, record: Record) -> None:
+        """Write what is known of a call, and end its span at the time the call ended."""
+        try:
+            if span.is_recording():
+                self._describe(span, record)
+            self._measure(record, _context_of(span))
+        finally:
+            span.end(end_time=record.end_ns)
+
+    def _describe(self, span: Span, record: Record) -> None:
+        response, usage, retrieval = record.response, record.usage, record.retrieval
+        reason = record.ending.finish_reason(response)
+        attributes: dict[str, AttributeValue | None] = {
+            names.RESPONSE_ID: response.id,
+            names.RESPONSE_MODEL: response.model,
+            names.RESPONSE_FINISH_REASONS: (reason,) if reason else None,
+            names.OPENAI_RESPONSE_SERVICE_TIER: response.service_tier,
+            names.RESPONSE_TIME_TO_FIRST_CHUNK: record.time_to_first_chunk_s,
+            names.STREAM_OUTCOME: record.ending.outcome.value,
+            names.RESPONSE_STATUS: response.status,
+            names.ERROR_TYPE: record.ending.error_type,
+        }
+        if record.request.streams or record.events:
+            attributes[names.STREAM_EVENTS] = record.events
+            attributes[names.STREAM_DELTAS] = sum(record.deltas.values())
+        for kind, count in record.deltas.items():
+            attributes[names.STREAM_DELTAS_BY_TYPE + kind] = count
+        if record.request.operation is Operation.CHAT:
+            attributes[names.USAGE_SOURCE] = record.source.value if record.source else None
+            attributes[names.USAGE_MISSING_REASON] = (
+                record.missing_reason.value if record.missing_reason else None
+            )
+            if usage is not None:
+                attributes |= {
+                    names.USAGE_INPUT_TOKENS: usage.input_tokens,
+                    names.USAGE_OUTPUT_TOKENS: usage.output_tokens,
+                    names.USAGE_CACHE_READ_INPUT_TOKENS: usage.cache_read_input_tokens,
+                    names.USAGE_CACHE_WRITE_INPUT_TOKENS: usage.cache_write_input_tokens,
+                    names.USAGE_REASONING_OUTPUT_TOKENS: usage.reasoning_output_tokens,
+                }
+        if retrieval is not None:
+            attributes[names.RETRIEVAL_ATTEMPTS] = retrieval.attempts
+            attributes[names.RETRIEVAL_DURATION] = retrieval.duration_s
+        span.set_attributes(_given(attributes))
+        if record.ending.is_error:
+            span.set_status(Status(StatusCode.ERROR))
+
+    def _measure(self, record: Record, context: Context) -> None:
+        request, ending, usage = record.request, record.ending, record.usage
+        common = _given(
+            {
+                names.OPERATION_NAME: request.operation.value,
+                names.PROVIDER_NAME: request.server.provider,
+                names.REQUEST_MODEL: request.model,
+                names.RESPONSE_MODEL: record.response.model,
+                names.SERVER_ADDRESS: request.server.address,
+                names.SERVER_PORT: request.server.port,
+            }
+        )
+        duration_s = (record.end_ns - record.start_ns) / 1e9
+        timed = common | {names.ERROR_TYPE: ending.error_type} if ending.error_type else common
+        self._duration.record(duration_s, timed, context)
+        if request.operation is not Operation.CHAT:
+            return  # a fetch made no tokens, and its chunks are those of the call that did
+        if record.time_to_first_chunk_s is not None:
+            self._time_to_first_chunk.record(record.time_to_first_chunk_s, common, context)
+        for gap_s in record.gaps_s:
+            self._time_per_output_chunk.record(gap_s, common, context)
+        if usage is not None:
+            if usage.input_tokens is not None:
+                self._token_usage.record(usage.input_tokens, common | {names.TOKEN_TYPE: "input"}, context)
+            if usage.output_tokens is not None:
+                self._token_usage.record(usage.output_tokens, common | {names.TOKEN_TYPE: "output"}, context)
+        self._calls.add(
+            1,
+            _given(
+                {
+                    names.STREAM_OUTCOME: ending.outcome.value,
+                    names.PROVIDER_NAME: request.server.provider,
+                    names.REQUEST_MODEL: request.model,
+                    names.USAGE_SOURCE: record.source.value if record.source else None,
+                    names.USAGE_MISSING_REASON: record.missing_reason.value
+                    if record.missing_reason
+                    else None,
+                }
+            ),
+            context,
+        )
+        if record.retrieval is not None:
+            result = record.source or record.missing_reason
+            self._retrieval_duration.record(
+                record.retrieval.duration_s,
+                {names.RETRIEVAL_RESULT: result.value if result else "none"},
+                context,
+            )
+
+
+def _context_of(span: Span) -> Context:
+    """The context that links a point to its span."""
+    return trace.set_span_in_context(span, Context())
+
+
+def _given(attributes: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
+    return {name: value for name, value in attributes.items() if value is not None}

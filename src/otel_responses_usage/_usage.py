@@ -1,0 +1,81 @@
+"""Token usage as the API reported it, where it was read, and why it could not be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+class UsageSource(str, Enum):
+    """Where the usage of a call was read; the value of `openai_responses.usage.source`."""
+
+    STREAM = "stream"
+    RESPONSE = "response"
+    RETRIEVAL = "retrieval"
+    OBSERVATION = "observation"
+    TAIL = "tail"
+
+
+class MissingReason(str, Enum):
+    """Why the usage of a call is not known; the value of `openai_responses.usage.missing_reason`."""
+
+    NO_RESPONSE_ID = "no_response_id"
+    NOT_STORED = "not_stored"
+    NOT_FOUND = "not_found"
+    UNAUTHORIZED = "unauthorized"
+    UNSUPPORTED = "unsupported"
+    NO_USAGE = "no_usage"
+    TIMEOUT = "timeout"
+    TRANSPORT_ERROR = "transport_error"
+    OVERLOAD = "overload"
+    CIRCUIT_OPEN = "circuit_open"
+    DISABLED = "disabled"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The tokens the API reported for one response.
+
+    A count that the API did not report is `None`; a reported zero stays zero. Nothing is estimated.
+
+    Attributes:
+        input_tokens: Tokens of the prompt, cached ones included.
+        output_tokens: Tokens generated, reasoning included.
+        cache_read_input_tokens: Input tokens served from the prompt cache.
+        cache_write_input_tokens: Input tokens written to the prompt cache.
+        reasoning_output_tokens: Output tokens spent on reasoning.
+
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_write_input_tokens: int | None = None
+    reasoning_output_tokens: int | None = None
+
+    @classmethod
+    def from_response(cls, response: Mapping[str, Any]) -> Usage | None:
+        """Read the `usage` of a response object as decoded from JSON; `None` where it reports no count."""
+        usage = response.get("usage")
+        if not isinstance(usage, Mapping):
+            return None
+        inputs = usage.get("input_tokens_details")
+        outputs = usage.get("output_tokens_details")
+        found = cls(
+            input_tokens=_count(usage, "input_tokens"),
+            output_tokens=_count(usage, "output_tokens"),
+            cache_read_input_tokens=_count(inputs, "cached_tokens"),
+            cache_write_input_tokens=_count(inputs, "cache_write_tokens"),
+            reasoning_output_tokens=_count(outputs, "reasoning_tokens"),
+        )
+        # Without the two main counts there is nothing to bill: details alone are not usage.
+        return None if found.input_tokens is None and found.output_tokens is None else found
+
+
+def _count(counts: object, name: str) -> int | None:
+    value = counts.get(name) if isinstance(counts, Mapping) else None
+    # `True` is an int to Python, but no count.
+    return value if type(value) is int and value >= 0 else None
