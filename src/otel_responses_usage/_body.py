@@ -21,8 +21,8 @@ class BodyReader(Protocol):
         """Whether the body has said that nothing follows."""
         ...
 
-    def feed(self, piece: bytes) -> None:
-        """Take the next bytes."""
+    def feed(self, piece: bytes) -> int:
+        """Take the next bytes, and say how many of them, 0 for all; the rest is to be fed later."""
         ...
 
 
@@ -37,13 +37,14 @@ class DocumentReader:
         self._size = 0
         self.done = False
 
-    def feed(self, piece: bytes) -> None:
+    def feed(self, piece: bytes) -> int:
         """Take the next bytes of the document."""
         self._size += len(piece)
         if self._size > _LARGEST_DOCUMENT:
             self._pieces.clear()
         else:
             self._pieces.append(piece)
+        return 0
 
     def finish(self) -> None:
         """Read the document; one that is no JSON object says nothing."""

@@ -80,23 +80,30 @@ class Invocation:
         self._reader = body_reader(content_type, self._state)
         self._make_target = make_target
 
-    def on_bytes(self, piece: bytes) -> None:
-        """Take the next bytes of the answer. The terminal event ends the call, whatever follows."""
+    def on_bytes(self, piece: bytes) -> int:
+        """Take the next bytes of the answer, and say how many of them, 0 for all.
+
+        The terminal event ends the call, whatever follows. What was not taken is to be handed in again
+        when the reader asks for it, or when nobody will: see `EventReader.feed`.
+        """
         if self._ended or self._reader is None:
-            return
+            return 0
         try:
-            self._reader.feed(piece)
+            taken = self._reader.feed(piece)
         except Exception:
             _fault.report("reading a stream")
             self._reader = None  # what the stream would have told is looked up
-            return
+            return 0
         ending = self._state.ending
         if ending is not None:
             self.finish(ending)
+        return taken
 
     def on_document(self, content: bytes) -> None:
         """Take a body that has been read whole. The call ends when the SDK has made its object of it."""
-        self.on_bytes(content)
+        taken = self.on_bytes(content)
+        if taken:
+            self.on_bytes(content[taken:])
         self._read_document()
         self._answered = True
 

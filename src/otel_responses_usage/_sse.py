@@ -13,6 +13,9 @@ _DATA: Final = b"data:"
 _LEADING_TYPE: Final = re.compile(rb'data:\s*\{\s*"type"\s*:\s*"([^"\\]{1,128})"')
 _LEADING_LINES: Final = re.compile(rb'(?:event:[^\r\n]*\r?\n)?data: ?\{"type": ?"[^"\\\r\n]{1,128}"')
 _LONGEST_LEAD: Final = 256
+# How the type of a life-cycle event is written. Inside of a JSON string its quotes would be escaped.
+_LIFE_TYPES: Final = (b'"type":"response.', b'"type": "response.')
+_LAST_WORDS: Final = (b'completed"', b'incomplete"', b'failed"')
 _NEVER: Final = b"\xff\xff"  # in no UTF-8 text, so no piece begins with it
 
 
@@ -72,8 +75,13 @@ class EventReader:
         self._newlines = 0
         self._returns = 0
 
-    def feed(self, piece: bytes) -> None:
-        """Take the next bytes of the stream."""
+    def feed(self, piece: bytes) -> int:
+        """Take the next bytes of the stream, and say how many of them, 0 for all.
+
+        Not taken are those from the event on that ends the response, if other events of the same piece
+        come before it. They are to be fed when somebody asks for them, or never will: so a reader who is
+        still busy with the events before has not reached the end yet.
+        """
         # Servers write one event a piece, and most events are deltas like the one before. The counts of
         # LF and CR prove that the piece holds one event and no further line.
         if (
@@ -83,8 +91,10 @@ class EventReader:
             and piece.count(b"\r") == self._returns
         ):
             self._sink.on_repeat()
-        else:
-            self._read(piece)
+            return 0
+        border = _before_last_event(piece)
+        self._read(piece[:border] if border else piece)
+        return border
 
     def _read(self, piece: bytes) -> None:
         self._head = _NEVER
@@ -173,6 +183,17 @@ class EventReader:
             self._sink.on_event(stated if isinstance(stated, str) else None, data)
         else:
             self._sink.on_event(kind, None)
+
+
+def _before_last_event(piece: bytes) -> int:
+    at = max(piece.rfind(life_type) for life_type in _LIFE_TYPES)
+    if at < 0 or not piece.startswith(_LAST_WORDS, piece.index(b".", at) + 1):
+        return 0
+    for blank_line in (b"\n\n", b"\r\n\r\n"):
+        border = piece.rfind(blank_line, 0, at)
+        if border >= 0:
+            return border + len(blank_line)
+    return 0
 
 
 def _leading_type(line: bytes) -> str | None:

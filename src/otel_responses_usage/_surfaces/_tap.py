@@ -36,24 +36,26 @@ class _Tap:
         self._decode = decode
         self._reading: Any = None  # the generator that hands the bytes on
         self._closed_in_read = False
+        self._held = b""  # has arrived, but its reader has not asked for it
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _feed(self) -> Callable[[bytes], None]:
-        invocation, decode = self._invocation, self._decode
-        if decode is None:
-            return invocation.on_bytes
+    def _feed(self) -> Callable[[bytes], int]:
+        return self._invocation.on_bytes if self._decode is None else self._feed_decoded
 
-        def feed(piece: bytes) -> None:
-            try:
-                plain = decode(piece)
-            except Exception:
-                _fault.report("decoding a stream")
-            else:
-                invocation.on_bytes(plain)
-
-        return feed
+    def _feed_decoded(self, piece: bytes) -> int:
+        assert self._decode is not None  # noqa: S101
+        try:
+            plain = self._decode(piece)
+        except Exception:
+            _fault.report("decoding a stream")
+            return 0
+        # What the reader gets is the encoded piece, which cannot be divided where the plain one can.
+        taken = self._invocation.on_bytes(plain)
+        if taken:
+            self._invocation.on_bytes(plain[taken:])
+        return 0
 
     def _on_raise(self, error: BaseException) -> None:
         self._invocation.on_read_error(error, closed=self._closed_in_read)
@@ -62,8 +64,10 @@ class _Tap:
         if reading:
             # The read under way will tell how the stream ended: a transport that breaks closes first.
             self._closed_in_read = True
-        elif not self._invocation.ended:
-            self._invocation.on_close(_raised_by_sdk())
+            return
+        if self._held:
+            self._invocation.on_bytes(self._held)
+        self._invocation.on_close(_raised_by_sdk())
 
 
 class _SyncTap(_Tap):
@@ -75,7 +79,12 @@ class _SyncTap(_Tap):
         feed = self._feed()
         try:
             for piece in self._stream:
-                feed(piece)
+                taken = feed(piece)
+                if taken:
+                    self._held = piece[taken:]
+                    yield piece[:taken]
+                    piece, self._held = self._held, b""
+                    feed(piece)
                 yield piece
         except GeneratorExit:
             raise  # the reader is gone; whether the stream is closed is said by `close`
@@ -99,7 +108,12 @@ class _AsyncTap(_Tap):
         stream = self._stream.__aiter__()
         try:
             async for piece in stream:
-                feed(piece)
+                taken = feed(piece)
+                if taken:
+                    self._held = piece[taken:]
+                    yield piece[:taken]
+                    piece, self._held = self._held, b""
+                    feed(piece)
                 yield piece
         except GeneratorExit:
             raise

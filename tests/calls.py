@@ -1,0 +1,212 @@
+"""The ways an application can make a call and read its answer.
+
+Each is written once, as a coroutine, and driven by both kinds of client: `settle`, `entered` and
+`items` do with a sync client at once what they await with an async one. A sync client is driven without
+an event loop, so what it does is what an application's thread would do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+
+MODEL = "gpt-5.4-mini"
+PROMPT = "canary-of-the-prompt"
+
+
+async def settle(value: Any) -> Any:
+    """What a call of either client comes to."""
+    return await value if inspect.isawaitable(value) else value
+
+
+@contextlib.asynccontextmanager
+async def entered(manager: Any) -> AsyncIterator[Any]:
+    """`with` or `async with`, whichever the object is for."""
+    if hasattr(manager, "__aenter__"):
+        async with manager as value:
+            yield value
+    else:
+        with manager as value:
+            yield value
+
+
+async def items(source: Any) -> AsyncIterator[Any]:
+    """`for` or `async for`."""
+    if hasattr(source, "__aiter__"):
+        async for item in source:
+            yield item
+    else:
+        for item in source:
+            yield item
+
+
+class Reader:
+    """An answer being read: `take` reads until some events have passed, `rest` to the end."""
+
+    def __init__(self, source: Any, close: Callable[[], Any], events_in: Callable[[Any], int]) -> None:
+        self._items = items(source)
+        self._close = close
+        self._events_in = events_in
+        self.seen: list[Any] = []
+
+    async def take(self, events: int) -> None:
+        while events > 0:
+            item = await anext(self._items)
+            self.seen.append(item)
+            events -= self._events_in(item)
+
+    async def rest(self) -> None:
+        async for item in self._items:
+            self.seen.append(item)
+
+    async def close(self) -> None:
+        await settle(self._close())
+
+
+def _one(_: Any) -> int:
+    return 1
+
+
+def _in_bytes(piece: bytes) -> int:
+    return piece.count(b"\n\n")
+
+
+def _in_text(piece: str) -> int:
+    return piece.count("\n\n")
+
+
+def _in_line(line: str) -> int:
+    return 0 if line else 1
+
+
+Opened = contextlib.AbstractAsyncContextManager[Reader]
+
+
+@contextlib.asynccontextmanager
+async def _stream(stream: Any) -> AsyncIterator[Reader]:
+    async with entered(stream):
+        yield Reader(stream, stream.close, _one)
+
+
+@contextlib.asynccontextmanager
+async def create(client: Any, **asked: Any) -> AsyncIterator[Reader]:
+    async with _stream(await settle(client.responses.create(**asked, stream=True))) as reader:
+        yield reader
+
+
+@contextlib.asynccontextmanager
+async def extra_body(client: Any, **asked: Any) -> AsyncIterator[Reader]:
+    model = asked.pop("model")
+    call = client.responses.create(**asked, model="not-this-one", stream=True, extra_body={"model": model})
+    async with _stream(await settle(call)) as reader:
+        yield reader
+
+
+@contextlib.asynccontextmanager
+async def manager(client: Any, **asked: Any) -> AsyncIterator[Reader]:
+    async with entered(client.responses.stream(**asked)) as stream:
+        yield Reader(stream, stream.close, _one)
+
+
+@contextlib.asynccontextmanager
+async def with_options(client: Any, **asked: Any) -> AsyncIterator[Reader]:
+    async with create(client.with_options(max_retries=0), **asked) as reader:
+        yield reader
+
+
+@contextlib.asynccontextmanager
+async def raw(client: Any, **asked: Any) -> AsyncIterator[Reader]:
+    response = await settle(client.responses.with_raw_response.create(**asked, stream=True))
+    async with _stream(response.parse()) as reader:
+        yield reader
+
+
+@contextlib.asynccontextmanager
+async def raw_twice(client: Any, **asked: Any) -> AsyncIterator[Reader]:
+    """Parsed a second time, to another type of event."""
+    response = await settle(client.responses.with_raw_response.create(**asked, stream=True))
+    response.parse()
+    kind = openai.AsyncStream if isinstance(client, openai.AsyncOpenAI) else openai.Stream
+    async with _stream(response.parse(to=kind[object])) as reader:
+        yield reader
+
+
+@contextlib.asynccontextmanager
+async def streaming(client: Any, **asked: Any) -> AsyncIterator[Reader]:
+    call = client.responses.with_streaming_response.create(**asked, stream=True)
+    async with entered(call) as response:
+        stream = await settle(response.parse())
+        yield Reader(stream, stream.close, _one)
+
+
+def _read_by(method: str, events_in: Callable[[Any], int]) -> Callable[..., Opened]:
+    @contextlib.asynccontextmanager
+    async def call(client: Any, **asked: Any) -> AsyncIterator[Reader]:
+        made = client.responses.with_streaming_response.create(**asked, stream=True)
+        async with entered(made) as response:
+            yield Reader(getattr(response, method)(), response.close, events_in)
+
+    return call
+
+
+@contextlib.asynccontextmanager
+async def beta(client: Any, **asked: Any) -> AsyncIterator[Reader]:
+    async with _stream(await settle(client.beta.responses.create(**asked, stream=True))) as reader:
+        yield reader
+
+
+@contextlib.asynccontextmanager
+async def post(client: Any, **asked: Any) -> AsyncIterator[Reader]:
+    kind = openai.AsyncStream if isinstance(client, openai.AsyncOpenAI) else openai.Stream
+    call = client.post(
+        "/responses",
+        body={**asked, "stream": True},
+        cast_to=object,
+        stream=True,
+        stream_cls=kind[object],
+    )
+    async with _stream(await settle(call)) as reader:
+        yield reader
+
+
+@dataclass(frozen=True)
+class Call:
+    """A way of calling, and which SDK has it."""
+
+    name: str
+    open: Callable[..., Opened]
+    needs: str = "responses"  # attribute of the client, dotted
+    reads_events: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+    def is_in_sdk(self) -> bool:
+        """Whether the SDK that is installed has it."""
+        owner: Any = openai.OpenAI(api_key="none", base_url="http://127.0.0.1:1")
+        for name in self.needs.split("."):
+            owner = getattr(owner, name, None)
+        return owner is not None
+
+
+CALLS = (
+    Call("create", create),
+    Call("extra_body", extra_body),
+    Call("manager", manager),
+    Call("with_options", with_options),
+    Call("raw", raw),
+    Call("raw_twice", raw_twice),
+    Call("streaming", streaming),
+    Call("iter_bytes", _read_by("iter_bytes", _in_bytes), reads_events=False),
+    Call("iter_text", _read_by("iter_text", _in_text), reads_events=False),
+    Call("iter_lines", _read_by("iter_lines", _in_line), reads_events=False),
+    Call("beta", beta, needs="beta.responses"),
+    Call("post", post),
+)
+
+Driver = Callable[[Callable[[], Awaitable[None]]], None]

@@ -1,0 +1,542 @@
+"""Calls that are not plain streams, what is told of them, and what the application gets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import openai
+import pytest
+from openai.types.responses import Response, ResponseTextDeltaEvent
+from opentelemetry import trace
+from opentelemetry.trace import StatusCode
+from pydantic import BaseModel
+
+from conftest import Instrument, Serve
+from embedded.answer import OUT_OF_QUOTA, Answer, FunctionCall, usage
+from embedded.http_server import Cut, Hold, Reply, ScriptedServer
+from embedded.responses_api import Plan, ResponsesAPI, error
+from observed import Observed, eventually, token_attributes, usage_attributes
+from otel_responses_usage import ResponsesUsageInstrumentor
+
+ANSWER = Answer(pieces=("one ", "two ", "three "), usage=usage(7, 21, cached=3, reasoning=11))
+ASKED: dict[str, Any] = {"model": "gpt-5.4-mini", "input": "x"}
+
+
+def client_of(server: ScriptedServer, **options: Any) -> openai.OpenAI:
+    return openai.OpenAI(**{"base_url": f"{server.url}/v1", "api_key": "k", "max_retries": 0, **options})
+
+
+def attributes_of(observed: Observed) -> dict[str, Any]:
+    return dict(observed.span().attributes or {})
+
+
+def test_the_whole_span_of_a_drained_stream(observed: Observed, serve: Serve) -> None:
+    """A span says what was asked, what was answered, and nothing else."""
+    server = serve(lambda _: Reply.sse(ANSWER.events()))
+    with client_of(server) as client:
+        stream = client.responses.create(
+            **ASKED,
+            stream=True,
+            max_output_tokens=100,
+            temperature=0.5,
+            top_p=1,
+            reasoning={"effort": "low"},
+            previous_response_id="resp_before",
+            conversation={"id": "conv_1"},
+            text={"format": {"type": "text"}},
+            service_tier="flex",
+        )
+        events = list(stream)
+    span = observed.span()
+    attributes = attributes_of(observed)
+    first_chunk_s = attributes.pop("gen_ai.response.time_to_first_chunk")
+    assert span.start_time is not None
+    assert span.end_time is not None
+    assert 0 < first_chunk_s <= (span.end_time - span.start_time) / 1e9
+    assert attributes == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "gpt-5.4-mini",
+        "gen_ai.request.stream": True,
+        "gen_ai.request.max_tokens": 100,
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.request.top_p": 1.0,
+        "gen_ai.request.reasoning.level": "low",
+        "gen_ai.request.previous_response.id": "resp_before",
+        "gen_ai.conversation.id": "conv_1",
+        "gen_ai.output.type": "text",
+        "openai.request.service_tier": "flex",
+        "openai.api.type": "responses",
+        "server.address": "127.0.0.1",
+        "server.port": int(server.url.rpartition(":")[2]),
+        "gen_ai.response.id": ANSWER.id,
+        "gen_ai.response.model": ANSWER.model,
+        "gen_ai.response.finish_reasons": ("stop",),
+        "openai.response.service_tier": attributes["openai.response.service_tier"],
+        **usage_attributes(ANSWER.usage),
+        "openai_responses.stream.outcome": "completed",
+        "openai_responses.stream.events": len(events),
+        "openai_responses.stream.deltas": 3,
+        "openai_responses.stream.deltas_by_type.output_text": 3,
+        "openai_responses.response.status": "completed",
+        "openai_responses.usage.source": "stream",
+    }
+    assert span.instrumentation_scope is not None
+    assert span.instrumentation_scope.name == "otel_responses_usage"
+    assert span.instrumentation_scope.schema_url
+    assert not span.events
+
+
+def test_the_whole_of_the_metrics_of_a_drained_stream(observed: Observed, serve: Serve) -> None:
+    """Each instrument has the points that one call makes, linked to its span."""
+    server = serve(ResponsesAPI(lambda _: Plan(ANSWER)))
+    with client_of(server) as client:
+        list(client.responses.create(**ASKED, stream=True))
+    span = observed.span()
+    common = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "gpt-5.4-mini",
+        "gen_ai.response.model": ANSWER.model,
+        "server.address": "127.0.0.1",
+        "server.port": int(server.url.rpartition(":")[2]),
+    }
+    tokens = {
+        point.attributes["gen_ai.token.type"]: point for point in observed.points("gen_ai.client.token.usage")
+    }
+    assert {kind: (dict(point.attributes), point.sum) for kind, point in tokens.items()} == {
+        "input": (common | {"gen_ai.token.type": "input"}, 7),
+        "output": (common | {"gen_ai.token.type": "output"}, 21),
+    }
+    (duration,) = observed.points("gen_ai.client.operation.duration")
+    (first,) = observed.points("gen_ai.client.operation.time_to_first_chunk")
+    (between,) = observed.points("gen_ai.client.operation.time_per_output_chunk")
+    assert span.end_time is not None
+    assert span.start_time is not None
+    assert duration.sum == (span.end_time - span.start_time) / 1e9
+    assert first.sum == attributes_of(observed)["gen_ai.response.time_to_first_chunk"]
+    assert [dict(point.attributes) for point in (duration, first, between)] == [common] * 3
+    assert [point.count for point in (duration, first, between)] == [1, 1, 2]
+    assert first.explicit_bounds == duration.explicit_bounds
+    assert tokens["input"].explicit_bounds[-1] == 67108864
+    (calls,) = observed.points("openai_responses.calls")
+    assert (calls.value, dict(calls.attributes)) == (
+        1,
+        {
+            "openai_responses.stream.outcome": "completed",
+            "openai_responses.usage.source": "stream",
+            "gen_ai.provider.name": "openai",
+            "gen_ai.request.model": "gpt-5.4-mini",
+        },
+    )
+    assert observed.points("openai_responses.retrieval.duration") == []
+    (exemplar,) = tokens["output"].exemplars
+    assert span.context is not None
+    assert exemplar.span_id == span.context.span_id
+
+
+def test_a_response_that_is_not_streamed_is_metered(observed: Observed, serve: Serve) -> None:
+    """`create` without `stream` is one span, with the usage of the body."""
+    with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER)))) as client:
+        response = client.responses.create(**ASKED)
+    attributes = attributes_of(observed)
+    assert type(response) is Response
+    assert attributes["openai_responses.usage.source"] == "response"
+    assert attributes["openai_responses.stream.outcome"] == "completed"
+    assert attributes["gen_ai.request.stream"] is False
+    assert "openai_responses.stream.events" not in attributes
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+
+
+class Sentence(BaseModel):
+    words: list[str]
+
+
+def test_parse_is_metered(observed: Observed, serve: Serve) -> None:
+    """`responses.parse` is one span, and gives the application its own type."""
+    answer = Answer(pieces=('{"words": ', '["one"]}'), usage=ANSWER.usage)
+    with client_of(serve(ResponsesAPI(lambda _: Plan(answer)))) as client:
+        parsed = client.responses.parse(**ASKED, text_format=Sentence)
+    assert parsed.output_parsed == Sentence(words=["one"])
+    assert attributes_of(observed)["gen_ai.output.type"] == "json"
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+
+
+def test_a_stream_the_sdk_cannot_parse_is_metered_all_the_same(observed: Observed, serve: Serve) -> None:
+    """`parse(stream=True)` fails inside the SDK, after the tokens were spent: both is told."""
+    with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER)))) as client, pytest.raises(AttributeError):
+        client.responses.parse(**ASKED, extra_body={"stream": True}, text_format=Sentence)
+    attributes = attributes_of(observed)
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+    assert attributes["openai_responses.usage.source"] == "stream"
+
+
+def test_a_stream_that_comes_as_text_is_metered(observed: Observed, serve: Serve) -> None:
+    """`extra_body={"stream": True}` gives the application a `str`, and the span its usage."""
+    with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER)))) as client:
+        text: Any = client.responses.create(**ASKED, extra_body={"stream": True})
+    assert isinstance(text, str)
+    attributes = attributes_of(observed)
+    assert attributes["gen_ai.request.stream"] is True
+    assert attributes["openai_responses.stream.outcome"] == "completed"
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+
+
+def test_tool_calls_are_told_by_kind(observed: Observed, serve: Serve) -> None:
+    """Deltas are counted by kind, and a call for a tool is the finish reason."""
+    answer = Answer((), usage(3, 9), reasoning=("hm, ", "so"), calls=(FunctionCall("look_up", ("{", "}")),))
+    with client_of(serve(ResponsesAPI(lambda _: Plan(answer)))) as client:
+        events = list(client.responses.create(**ASKED, stream=True))
+    kinds: dict[str, int] = {}
+    for event in events:
+        if event.type.endswith(".delta"):
+            kind = event.type.removeprefix("response.").removesuffix(".delta")
+            kinds[f"openai_responses.stream.deltas_by_type.{kind}"] = kinds.get(kind, 0) + 1
+    attributes = attributes_of(observed)
+    told = {name for name in attributes if name.startswith("openai_responses.stream.deltas_by_type.")}
+    assert told == set(kinds)
+    assert len(kinds) == 2
+    assert attributes["openai_responses.stream.deltas"] == 4
+    assert attributes["gen_ai.response.finish_reasons"] == ("tool_calls",)
+
+
+@pytest.mark.parametrize(
+    ("reply", "raised", "error_type"),
+    [
+        (error(400, "no", code="invalid_prompt"), openai.BadRequestError, "invalid_prompt"),
+        (error(401, "no", code="invalid_api_key"), openai.AuthenticationError, "invalid_api_key"),
+        (error(429, "no"), openai.RateLimitError, "RateLimitError"),
+        (Reply(500), openai.InternalServerError, "InternalServerError"),
+        (Reply(200, before=(Cut(),)), openai.APIConnectionError, "APIConnectionError"),
+    ],
+    ids=["400", "401", "429", "500", "no answer"],
+)
+@pytest.mark.parametrize("streams", [True, False], ids=["streamed", "plain"])
+def test_a_refused_call_is_an_error(
+    reply: Reply, raised: type[Exception], error_type: str, streams: bool, observed: Observed, serve: Serve
+) -> None:
+    """A call that is refused ends as `error`, with the API's code or the exception's name."""
+    with client_of(serve(lambda _: reply)) as client, pytest.raises(raised):
+        client.responses.create(**ASKED, stream=streams)
+    attributes = attributes_of(observed)
+    assert attributes["openai_responses.stream.outcome"] == "error"
+    assert attributes["error.type"] == error_type
+    assert attributes["openai_responses.usage.missing_reason"] == "no_response_id"
+    assert attributes["gen_ai.response.finish_reasons"] == ("error",)
+    assert observed.span().status.status_code is StatusCode.ERROR
+    assert observed.calls() == {"no_response_id": 1}
+
+
+def test_the_sdk_s_own_retries_are_one_call(observed: Observed, serve: Serve) -> None:
+    """Retries happen inside of one call, and make one span."""
+    replies: list[Any] = [Reply(503, {"retry-after-ms": "1"}), Reply(503, {"retry-after-ms": "1"})]
+    api = ResponsesAPI(lambda _: replies.pop() if replies else Plan(ANSWER))
+    server = serve(api)
+    with client_of(server, max_retries=2) as client:
+        list(client.responses.create(**ASKED, stream=True))
+    assert len(server.requests) == 3
+    assert attributes_of(observed)["openai_responses.usage.source"] == "stream"
+
+
+def test_an_error_event_that_the_sdk_raises_on(observed: Observed, serve: Serve) -> None:
+    """An `error` event that makes the SDK raise is the call's outcome, with its code."""
+    events = [*ANSWER.events()[:5], {"type": "error", "error": {"code": "server_error", "message": "no"}}]
+    with client_of(serve(lambda r: Reply.sse(events) if r.method == "POST" else error(404, "no"))) as client:
+        with pytest.raises(openai.APIError):
+            list(client.responses.create(**ASKED, stream=True))
+    attributes = attributes_of(observed)
+    assert attributes["openai_responses.stream.outcome"] == "error"
+    assert attributes["error.type"] == "server_error"
+
+
+def test_an_error_event_that_the_sdk_hands_on(observed: Observed, serve: Serve) -> None:
+    """An `error` event that is yielded, before a clean end, is the call's outcome too."""
+    events = [{"type": "error", "code": "overloaded", "message": "no", "param": None, "sequence_number": 0}]
+    with client_of(serve(lambda _: Reply.sse(events))) as client:
+        assert len(list(client.responses.create(**ASKED, stream=True))) == 1
+    attributes = attributes_of(observed)
+    assert attributes["openai_responses.stream.outcome"] == "error"
+    assert attributes["error.type"] == "overloaded"
+
+
+def test_an_error_event_before_a_failed_response(observed: Observed, serve: Serve) -> None:
+    """`error` and then `response.failed`: whichever is read last, the code and the reason are the same."""
+    answer = Answer((), None, ending=OUT_OF_QUOTA)  # type: ignore[arg-type]
+    with client_of(serve(ResponsesAPI(lambda _: Plan(answer)))) as client, pytest.raises(openai.APIError):
+        list(client.responses.create(**ASKED, stream=True))
+    attributes = attributes_of(observed)
+    assert attributes["openai_responses.stream.outcome"] in {"error", "failed"}
+    assert attributes["error.type"] == "insufficient_quota"
+    assert attributes["openai_responses.usage.missing_reason"] == "no_usage"
+
+
+def test_an_event_that_is_no_json_is_the_sdk_s_error(observed: Observed, serve: Serve) -> None:
+    """Where the SDK itself raises on an event, the call ends as `error` with that exception's name."""
+    events = [*ANSWER.events()[:5], b"event: x\ndata: {\n\n", b": the stream goes on\n\n"]
+    server = serve(lambda r: Reply.sse(events, end=Hold()) if r.method == "POST" else error(404, "no"))
+    with client_of(server) as client, pytest.raises(ValueError, match="Expecting"):
+        list(client.responses.create(**ASKED, stream=True))
+    attributes = attributes_of(observed)
+    assert attributes["openai_responses.stream.outcome"] == "error"
+    assert attributes["error.type"] == "JSONDecodeError"
+
+
+def test_the_terminal_event_ends_the_call(observed: Observed, serve: Serve) -> None:
+    """An application that stops reading at the terminal event, and closes nothing, has its span."""
+    server = serve(ResponsesAPI(lambda _: Plan(ANSWER, end=Hold(), cut_after=len(ANSWER.events()))))
+    with client_of(server) as client:
+        stream = client.responses.create(**ASKED, stream=True)
+        for event in stream:
+            if event.type == "response.completed":
+                break
+        assert observed.finished == 1
+        stream.close()
+    attributes = attributes_of(observed)
+    assert attributes["openai_responses.stream.outcome"] == "completed"
+    assert attributes["openai_responses.usage.source"] == "stream"
+    assert observed.tokens() == {"input": (1, 7), "output": (1, 21)}
+
+
+def test_a_stream_closed_at_its_last_delta_may_have_its_usage_already(
+    observed: Observed, serve: Serve
+) -> None:
+    """A terminal event that has arrived counts, though the application closed before it."""
+    whole = b"".join(Reply.sse(ANSWER.events()).steps[n].data for n in range(len(ANSWER.events())))  # type: ignore[union-attr]
+    server = serve(lambda _: Reply.sse([whole], end=Hold()))
+    with client_of(server) as client, client.responses.create(**ASKED, stream=True) as stream:
+        next(event for event in stream if event.type.endswith(".delta"))
+    attributes = attributes_of(observed)
+    assert attributes["openai_responses.stream.outcome"] == "completed"
+    assert attributes["openai_responses.usage.source"] == "stream"
+    assert len(server.requests) == 1
+
+
+def test_a_resumed_stream_is_a_fetch_without_tokens(observed: Observed, serve: Serve) -> None:
+    """A streamed `retrieve` says what it fetched; the tokens are those of the call that made them."""
+    server = serve(ResponsesAPI(lambda _: Plan(ANSWER, cut_after=4, get_replies=("in_progress",) * 99)))
+    with client_of(server) as client:
+        list(client.responses.create(**ASKED, stream=True, background=True))
+        list(client.responses.retrieve(ANSWER.id, stream=True, starting_after=3))
+    created, fetched = sorted(observed.spans(2), key=lambda span: span.name)
+    attributes = dict(fetched.attributes or {})
+    assert fetched.name == "fetch_response"
+    assert attributes["gen_ai.operation.name"] == "fetch_response"
+    assert attributes["gen_ai.response.id"] == ANSWER.id
+    assert attributes["gen_ai.request.stream_cursor"] == "3"
+    assert attributes["openai_responses.response.status"] == "completed"
+    assert token_attributes(fetched) == {}
+    assert "openai_responses.usage.source" not in attributes
+    assert token_attributes(created) == usage_attributes(ANSWER.usage)
+    assert (created.attributes or {})["openai_responses.usage.source"] == "observation"
+    assert observed.tokens() == {"input": (1, 7), "output": (1, 21)}
+
+
+def test_an_azure_client_is_named_so(observed: Observed, serve: Serve) -> None:
+    """`AzureOpenAI` is another provider, and its look-up carries its own kind of key and version."""
+    server = serve(ResponsesAPI(lambda _: Plan(ANSWER, cut_after=5, end=Cut())))
+    client = openai.AzureOpenAI(
+        azure_endpoint=server.url, api_key="azure-key", api_version="2026-01-01", max_retries=0
+    )
+    with client, pytest.raises(openai.APIConnectionError):
+        list(client.responses.create(**ASKED, stream=True))
+    attributes = attributes_of(observed)
+    get = server.requests[-1]
+    assert attributes["gen_ai.provider.name"] == "azure.ai.openai"
+    assert get.path == f"/openai/responses/{ANSWER.id}"
+    assert get.query == {"api-version": "2026-01-01"}
+    assert get.headers["api-key"] == "azure-key"
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+
+
+def test_the_module_level_client_is_covered(
+    observed: Observed, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`openai.responses.create` is a call like any other."""
+    server = serve(ResponsesAPI(lambda _: Plan(ANSWER)))
+    monkeypatch.setattr(openai, "api_key", "k")
+    monkeypatch.setattr(openai, "base_url", f"{server.url}/v1/")
+    monkeypatch.setattr(openai, "_client", None)
+    list(openai.responses.create(**ASKED, stream=True))
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+    openai._client.close()  # type: ignore[attr-defined]
+
+
+def test_what_was_taken_before_is_covered(instrument: Instrument, serve: Serve) -> None:
+    """Clients, methods and raw wrappers that were taken before `instrument()` make spans after it."""
+    server = serve(ResponsesAPI(lambda _: Plan(ANSWER)))
+    with client_of(server) as client:
+        create = client.responses.create
+        raw = client.responses.with_raw_response.create
+        streaming = client.responses.with_streaming_response.create
+        observed = instrument()
+        list(create(**ASKED, stream=True))
+        list(raw(**ASKED, stream=True).parse())
+        with streaming(**ASKED, stream=True) as response:
+            list(response.parse())
+    assert [span.name for span in observed.spans(3)] == ["chat gpt-5.4-mini"] * 3
+    assert observed.tokens() == {"input": (3, 21), "output": (3, 63)}
+
+
+def test_the_application_gets_the_sdk_s_own_objects(observed: Observed, serve: Serve) -> None:
+    """The stream and its events are what the SDK makes without us."""
+    with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER)))) as client:
+        stream = client.responses.create(**ASKED, stream=True)
+        events = list(stream)
+    observed.span()
+    ResponsesUsageInstrumentor().uninstrument()
+    with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER)))) as client:
+        plain = list(client.responses.create(**ASKED, stream=True))
+    assert type(stream) is openai.Stream
+    assert [type(event) for event in events] == [type(event) for event in plain]
+    assert [event.type for event in events] == [event.type for event in plain]
+    assert sum(type(event) is ResponseTextDeltaEvent for event in events) == 3
+
+
+def test_the_span_is_current_only_while_the_request_is_made(observed: Observed, serve: Serve) -> None:
+    """An HTTP client's span would be a child; what the application does with its stream is not."""
+    import httpx2
+
+    inside = []
+    transport = httpx2.HTTPTransport()
+    hooks = {"request": [lambda _: inside.append(trace.get_current_span().get_span_context().span_id)]}
+    tracer = observed.tracer_provider.get_tracer("application")
+    server = serve(ResponsesAPI(lambda _: Plan(ANSWER)))
+    with client_of(server, http_client=httpx2.Client(transport=transport, event_hooks=hooks)) as client:
+        with tracer.start_as_current_span("application") as own:
+            stream = client.responses.create(**ASKED, stream=True)
+            around = trace.get_current_span()
+            for _ in stream:
+                assert trace.get_current_span() is own
+    called, _ = observed.spans(2)
+    assert around is own
+    assert called.context is not None
+    assert inside == [called.context.span_id]
+    assert called.parent is not None
+    assert called.parent.span_id == own.get_span_context().span_id
+
+
+def test_suppressed_instrumentation_is_respected(observed: Observed, serve: Serve) -> None:
+    """Where somebody suppresses instrumentation, a call makes no span."""
+    from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+    with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER)))) as client, suppress_instrumentation():
+        list(client.responses.create(**ASKED, stream=True))
+    assert observed.finished == 0
+
+
+def test_other_calls_of_the_api_are_left_alone(observed: Observed, serve: Serve) -> None:
+    """Models, chat completions, deletes: no business of this package."""
+    server = serve(lambda _: Reply.json({"id": "x", "object": "model", "data": [], "choices": []}))
+    with client_of(server) as client:
+        client.models.list()
+        client.chat.completions.create(model="m", messages=[])
+        client.responses.delete("resp_1")
+        client.responses.input_items.list("resp_1")
+    assert observed.finished == 0
+
+
+def test_uninstrumenting_puts_everything_back(instrument: Instrument, serve: Serve) -> None:
+    """Off means off, twice on is harmless, and on again works."""
+    from openai import _base_client
+
+    before = [vars(cls)[name] for cls, name in _patched(_base_client)]
+    observed = instrument()
+    ResponsesUsageInstrumentor().instrument()
+    ResponsesUsageInstrumentor().uninstrument()
+    ResponsesUsageInstrumentor().uninstrument()
+    assert [vars(cls)[name] for cls, name in _patched(_base_client)] == before
+    server = serve(ResponsesAPI(lambda _: Plan(ANSWER)))
+    with client_of(server) as client:
+        list(client.responses.create(**ASKED, stream=True))
+        assert observed.finished == 0
+        again = instrument()
+        list(client.responses.create(**ASKED, stream=True))
+    assert again.tokens() == {"input": (1, 7), "output": (1, 21)}
+
+
+def _patched(module: Any) -> list[tuple[type, str]]:
+    clients = (module.SyncAPIClient, module.AsyncAPIClient)
+    return [(client, name) for client in clients for name in ("request", "_process_response")]
+
+
+def test_a_stream_open_when_the_instrumentation_goes_is_told(instrument: Instrument, serve: Serve) -> None:
+    """`uninstrument()` in mid-stream ends the span as `exit`; the application reads on."""
+    observed = instrument()
+    half = Plan(ANSWER, pace=0.02)
+    with client_of(serve(ResponsesAPI(lambda _: half))) as client:
+        stream = client.responses.create(**ASKED, stream=True)
+        next(stream)
+        ResponsesUsageInstrumentor().uninstrument()
+        assert list(stream)[-1].type == "response.completed"
+    attributes = attributes_of(observed)
+    assert attributes["openai_responses.stream.outcome"] == "exit"
+    assert attributes["error.type"] == "process_exit"
+
+
+def test_a_cancelled_call_is_told_before_it_was_answered(observed: Observed, serve: Serve) -> None:
+    """A task cancelled while it waits for the head of the answer ends its span as `cancelled`."""
+    server = serve(lambda _: Reply(200, before=(Hold(),)))
+
+    async def main() -> None:
+        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0)
+        call = asyncio.ensure_future(client.responses.create(**ASKED, stream=True))
+        while not server.requests:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await client.close()
+
+    asyncio.run(main())
+    attributes = attributes_of(observed)
+    assert attributes["openai_responses.stream.outcome"] == "cancelled"
+    assert attributes["error.type"] == "CancelledError"
+
+
+def test_a_fault_of_ours_is_a_log_line(
+    observed: Observed, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If reading the events breaks, the application reads on, and the usage is looked up."""
+    from otel_responses_usage import _sse
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    caplog.set_level(logging.DEBUG, "otel_responses_usage")
+    monkeypatch.setattr(_sse.EventReader, "_learn", broken)
+    with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER, pace=0.001)))) as client:
+        events = list(client.responses.create(**ASKED, stream=True))
+    assert events[-1].type == "response.completed"
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+    assert attributes_of(observed)["openai_responses.usage.source"] == "retrieval"
+    faults = [record for record in caplog.records if record.name == "otel_responses_usage"]
+    assert len(faults) == 1
+    assert faults[0].levelno == logging.DEBUG
+
+
+def test_the_event_loop_is_never_held_up(observed: Observed, serve: Serve) -> None:
+    """Closing streams whose look-up hangs takes the loop no time worth speaking of."""
+    plan = Plan(ANSWER, cut_after=5, end=Hold(), get_replies=(Reply(200, before=(Hold(),)),) * 9)
+    server = serve(ResponsesAPI(lambda _: plan))
+    took_s: list[float] = []
+
+    async def main() -> None:
+        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0)
+
+        async def one() -> None:
+            stream = await client.responses.create(**ASKED, stream=True)
+            await anext(stream)
+            began = time.perf_counter()
+            await stream.close()
+            took_s.append(time.perf_counter() - began)
+
+        for _ in range(20):
+            await one()
+        await client.close()
+
+    asyncio.run(main())
+    eventually(lambda: observed.pending() == 20, "twenty look-ups under way")
+    assert sorted(took_s)[10] < 0.01
