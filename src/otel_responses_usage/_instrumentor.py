@@ -13,7 +13,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 from opentelemetry.instrumentation.utils import unwrap
 
-from . import _semconv
+from . import _fault, _semconv
 from ._config import Config
 from ._ledger import Ledger
 from ._recovery import Recovery
@@ -48,11 +48,19 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
 
     def _instrument(self, **kwargs: Any) -> None:
         config = kwargs.get("config") or Config.from_env()
-        tracer = trace.get_tracer(SCOPE, _VERSION, kwargs.get("tracer_provider"), _semconv.SCHEMA_URL)
-        meter = metrics.get_meter(SCOPE, _VERSION, kwargs.get("meter_provider"), _semconv.SCHEMA_URL)
-        recovery = Recovery(config, lambda: HttpRetriever(config.max_concurrency))
-        ledger = self._ledger = Ledger(config, Telemetry(tracer, meter), recovery)
-        self._patches = patches(ledger)
+        tracer_provider, meter_provider = kwargs.get("tracer_provider"), kwargs.get("meter_provider")
+        telemetry = Telemetry(
+            trace.get_tracer(SCOPE, _VERSION, tracer_provider, _semconv.SCHEMA_URL),
+            metrics.get_meter(SCOPE, _VERSION, meter_provider, _semconv.SCHEMA_URL),
+        )
+        recovery = Recovery(
+            config,
+            lambda: HttpRetriever(config.max_concurrency),
+            lambda place, change: telemetry.count_circuit(place.address, place.port, change),
+        )
+        _fault.count_with(telemetry.count_fault)
+        ledger = self._ledger = Ledger(config, telemetry, recovery)
+        self._patches = patches(ledger, tracer_provider, meter_provider)
         for module in {patch.module: None for patch in self._patches}:
             # Importing the SDK takes a second; an application that never does shall not pay for it.
             wrapt.register_post_import_hook(_hook(self, ledger), module)
@@ -66,6 +74,7 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
             ledger.close()
+        _fault.count_with(None)
 
     def _apply(self, module: str) -> None:
         for patch in self._patches:

@@ -11,8 +11,8 @@ from opentelemetry.trace import Span
 from . import _fault
 from ._body import BodyReader, DocumentReader, body_reader
 from ._config import Config
-from ._outcome import CLOSED, TRUNCATED, Ending, Outcome, ending_of
-from ._recovery import Job, Recovery
+from ._outcome import ABANDONED, CLOSED, EXIT, TRUNCATED, Ending, Outcome, ending_of
+from ._recovery import Job, Place, Recovery
 from ._request import Operation, ResponsesRequest
 from ._response import Response
 from ._retrieval import Retrieved
@@ -43,8 +43,10 @@ class Invocation:
         "_start_counter",
         "_start_ns",
         "_state",
+        "_tail_of",
         "_telemetry",
         "span",
+        "watch",
     )
 
     def __init__(
@@ -68,6 +70,8 @@ class Invocation:
         self._answered = False
         self._open: list[None] = [None]
         self._ended = False
+        self._tail_of: list[int] = []  # the end of a call whose stream is being read on
+        self.watch: object = None  # kept for whoever watches over the answer on the call's behalf
         self.span: Span = telemetry.start(request, self._start_ns)
 
     @property
@@ -130,25 +134,92 @@ class Invocation:
                 self._stream_error() or (CLOSED if closed else Ending(Outcome.CUT, type(error).__name__))
             )
 
-    def on_close(self, raised: BaseException | None) -> None:
-        """Note that the stream was closed; `raised` is what the SDK itself raised on an event, if it did."""
+    def on_close(self, raised: BaseException | None, *, can_read_on: bool) -> float:
+        """Note that the stream was closed.
+
+        Args:
+            raised: What the SDK itself raised on an event, if it did.
+            can_read_on: Whether the stream can be read further.
+
+        Returns:
+            For how many seconds it is to be read on, with `on_tail` and `on_tail_end`; mostly 0.
+
+        """
         if self._ended:
-            return
+            return 0.0
         if self._stream_error() is None and raised is not None:
             self.finish(_ending_of_error(raised))
         elif self._reader is not None and self._reader.done:
             self.on_body_end()
+        elif self._stream_error() is None and can_read_on and self._wants_tail():
+            end_ns = self._end()
+            if end_ns is not None:
+                self._state.counts = False
+                self._tail_of.append(end_ns)
+                return self._config.tail_timeout
         else:
             self.finish(self._stream_error() or CLOSED)
+        return 0.0
+
+    def on_tail(self, piece: bytes) -> bool:
+        """Take bytes that were read after the application had closed; say whether they suffice."""
+        try:
+            if self._reader is not None:
+                taken = self._reader.feed(piece)
+                if taken:
+                    self._reader.feed(piece[taken:])
+        except Exception:
+            _fault.report("reading on")
+            self._reader = None
+        return self._reader is None or self._state.ending is not None
+
+    def on_tail_end(self) -> None:
+        """Note that the stream is not read on any more."""
+        try:
+            end_ns = self._tail_of.pop()
+        except IndexError:
+            return
+        self._state.source = UsageSource.TAIL
+        self._settle(CLOSED, end_ns)
+
+    def _wants_tail(self) -> bool:
+        # A background response goes on without its stream, and is looked up for nothing.
+        return self._config.tail_timeout > 0 and self._request.streams and not self._request.background
+
+    def on_lost(self, _: object = None) -> None:
+        """Note that the garbage collector has found the answer. The rest is done on another thread.
+
+        A collector may interrupt anything, also somebody who holds a lock that ending a span takes.
+        """
+        end_ns = self._end()
+        if end_ns is not None:
+            self._recovery.run_later(lambda: self._settle(ABANDONED, end_ns))
 
     def finish(self, ending: Ending) -> None:
         """End the call now, if it has not ended yet."""
+        end_ns = self._end()
+        if end_ns is not None:
+            self._settle(ending, end_ns)
+
+    def abort(self) -> None:
+        """End the call because the process or the instrumentation ends."""
+        self.finish(EXIT)
+        self.on_tail_end()
+
+    def disown(self) -> None:
+        """Forget the call: it is another process's to end."""
+        self._end()
+
+    def _end(self) -> int | None:
+        """Return when the call ended, in nanoseconds of the wall clock; `None` if it had ended before."""
         try:
             self._open.pop()  # atomic: of two threads one finds it empty
         except IndexError:
-            return
-        end_ns = self._start_ns + time.perf_counter_ns() - self._start_counter
+            return None
         self._ended = True
+        return self._start_ns + time.perf_counter_ns() - self._start_counter
+
+    def _settle(self, ending: Ending, end_ns: int) -> None:
         try:
             self._on_finish(self)
             self._close_books(ending, end_ns)
@@ -175,9 +246,11 @@ class Invocation:
         return None if self._config.retrieval else MissingReason.DISABLED
 
     def _look_up(self, ending: Ending, end_ns: int, response: Response) -> MissingReason | None:
-        target = self._make_target(str(response.id)) if self._make_target is not None else None
-        if target is None:  # the server cannot be reached the way the application reaches it
-            return MissingReason.TRANSPORT_ERROR
+        if self._make_target is None:  # there was no answer
+            return MissingReason.NO_RESPONSE_ID
+        target = self._make_target(str(response.id))
+        if isinstance(target, MissingReason):
+            return target
         config, began = self._config, time.monotonic()
         patience_s = config.background_timeout if self._request.background else config.retrieval_timeout
 
@@ -188,10 +261,12 @@ class Invocation:
             known = result.usage is not None
             reason = None if known else self._final(result.reason or MissingReason.NO_USAGE, response)
             # A call that was answered while its work went on ends as that work did.
-            settled = ending if self._state.source is UsageSource.STREAM else ending_of(latest, "completed")
+            settled = ending_of(latest, "completed") if self._state.source is UsageSource.RESPONSE else ending
             self._write(settled, end_ns, latest, result.usage, source if known else None, reason, retrieval)
 
-        job = Job(str(response.id), target, began + patience_s, settle)
+        server = self._request.server
+        place = Place(server.address or "", server.port, self._request.background)
+        job = Job(str(response.id), place, target, began + patience_s, settle)
         self._telemetry.hold(self.span)
         refused = self._recovery.submit(job)
         if refused is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import os
+import weakref
 
 from ._config import Config
 from ._invocation import Invocation
-from ._outcome import EXIT
 from ._recovery import Recovery
 from ._request import ResponsesRequest
+from ._response import Response
 from ._telemetry import Telemetry
 
 
@@ -22,6 +24,9 @@ class Ledger:
         self._open: dict[Invocation, None] = {}
         self._closed = False
         self._closes_at_exit = False
+        if hasattr(os, "register_at_fork"):
+            this = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _begin_anew(this()))
 
     def open(self, request: ResponsesRequest) -> Invocation | None:
         """Begin a call; `None` once the ledger is closed."""
@@ -36,15 +41,40 @@ class Ledger:
             atexit.register(self.close)
         return invocation
 
-    def close(self) -> None:
+    def awaits(self, response_id: str) -> bool:
+        """Whether an ended call waits for the usage of this response."""
+        return self._recovery.awaits(response_id)
+
+    def observe(self, response: Response) -> None:
+        """Use what the application itself has learned of a response that a call waits for."""
+        self._recovery.observe(response)
+
+    def settle(self) -> None:
         """End every open call, and wait for the pending look-ups as long as the settings allow."""
+        for invocation in list(self._open):
+            invocation.abort()
+        self._recovery.drain(self._config.exit_timeout)
+
+    def close(self) -> None:
+        """Settle, and take no call any more."""
         if self._closed:
             return
         self._closed = True
         atexit.unregister(self.close)
-        for invocation in list(self._open):
-            invocation.finish(EXIT)
-        self._recovery.stop(self._config.exit_timeout)
+        self.settle()
+        self._recovery.stop(0.0)
+
+    def begin_anew(self) -> None:
+        """Leave to the parent process what it had under way when this one was forked."""
+        for invocation in self._open:
+            invocation.disown()
+        self._open = {}
+        self._recovery.reset()
 
     def _strike(self, invocation: Invocation) -> None:
         self._open.pop(invocation, None)
+
+
+def _begin_anew(ledger: Ledger | None) -> None:
+    if ledger is not None:
+        ledger.begin_anew()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
-import os
 import socket
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any, Final, Protocol
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from . import _fault
+from ._circuit import Change, Circuit, CircuitPolicy
 from ._config import Config
 from ._response import Response
 from ._retrieval import Answer, Attempt, DeadlinePassed, RetrievalPolicy, Retrieved, Trouble, retrieval_flow
@@ -40,36 +40,52 @@ class Retriever(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where look-ups go that share their luck: a server may keep background responses and no others."""
+
+    address: str
+    port: int | None
+    background: bool
+
+
 @dataclass(eq=False, slots=True)
 class Job:
     """A response to look up.
 
     Attributes:
         response_id: The response asked for.
-        target: Where and how to ask; the retriever's business.
+        place: Where it is asked for.
+        target: How to ask; the retriever's business.
         deadline: When to give up, by `time.monotonic`.
         settle: Called once, on any thread, with the result and where it was read.
+        attempts: Requests made so far.
 
     """
 
     response_id: str
+    place: Place
     target: Any
     deadline: float
     settle: Callable[[Retrieved, UsageSource], None]
     attempts: int = 0
     _open: list[None] = field(default_factory=lambda: [None])
 
-    def finish(self, result: Retrieved, source: UsageSource) -> bool:
-        """Settle the job unless somebody else has; say whether it was settled here."""
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has settled the job yet."""
+        return bool(self._open)
+
+    def finish(self, result: Retrieved, source: UsageSource) -> None:
+        """Settle the job, unless somebody else has."""
         try:
             self._open.pop()  # atomic: of two threads one finds it empty
         except IndexError:
-            return False
+            return
         try:
             self.settle(result, source)
         except Exception:
             _fault.report("settling a look-up")
-        return True
 
 
 class Recovery:
@@ -79,21 +95,26 @@ class Recovery:
     job, and is a daemon: a process can always exit.
     """
 
-    def __init__(self, config: Config, make_retriever: Callable[[], Retriever]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        make_retriever: Callable[[], Retriever],
+        on_circuit: Callable[[Place, int], None] = lambda *_: None,
+    ) -> None:
         self._config = config
         self._make_retriever = make_retriever
-        self._policy = RetrievalPolicy()
-        self._reset()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_reset_if_alive(weakref.ref(self)))
+        self._on_circuit = on_circuit
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
         """Start anew. After a fork the jobs are the parent's, and its thread and sockets are not here."""
         self._starting = threading.Lock()
         self._worker: _Worker | None = None
         # Jobs that are not settled. Only single dict operations touch them, so no thread needs a lock.
         self._waiting: dict[Job, None] = {}
         self._by_id: dict[str, Job] = {}
+        self._errands: deque[Callable[[], None]] = deque()
+        self._circuits = Circuits(self._on_circuit)
         self._closed = False
 
     def submit(self, job: Job) -> MissingReason | None:
@@ -112,6 +133,22 @@ class Recovery:
             return MissingReason.SHUTDOWN
         return None
 
+    def run_later(self, errand: Callable[[], None]) -> None:
+        """Have the worker do something soon. Takes no lock, so a garbage collector may call it."""
+        self._errands.append(errand)
+        worker = self._worker
+        if worker is not None and worker.is_alive():
+            worker.wake()
+        else:
+            # `Thread.start` takes locks that the thread which the collector interrupts may hold. At the
+            # end of the interpreter no thread starts; then `drain` runs the errands.
+            with contextlib.suppress(RuntimeError):
+                _thread.start_new_thread(self._start_worker, ())
+
+    def awaits(self, response_id: str) -> bool:
+        """Whether a job waits for this response."""
+        return response_id in self._by_id
+
     def observe(self, response: Response) -> None:
         """Settle the job that waits for this response, if what the application itself read says enough."""
         job = self._by_id.get(response.id) if response.id is not None else None
@@ -121,6 +158,7 @@ class Recovery:
     def drain(self, timeout_s: float) -> None:
         """Wait until nothing is pending, for so long at most; then close what is left as `shutdown`."""
         deadline = time.monotonic() + timeout_s
+        self._run_errands()
         worker = self._worker
         while self._waiting and worker is not None and worker.is_alive():
             left_s = deadline - time.monotonic()
@@ -134,8 +172,8 @@ class Recovery:
 
     def stop(self, timeout_s: float) -> None:
         """Drain, refuse every later job, and end the worker."""
-        self._closed = True
         self.drain(timeout_s)
+        self._closed = True
         worker = self._worker
         if worker is not None:
             worker.stop(_STOP_GRACE_S)
@@ -151,25 +189,66 @@ class Recovery:
         if self._by_id.get(job.response_id) is job:
             self._by_id.pop(job.response_id, None)
 
+    def _run_errands(self) -> None:
+        while True:
+            try:
+                errand = self._errands.popleft()
+            except IndexError:
+                return
+            errand()
+
+    def _start_worker(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._running_worker().wake()
+
     def _running_worker(self) -> _Worker:
         worker = self._worker
         if worker is None or not worker.is_alive():
             with self._starting:
                 worker = self._worker
                 if worker is None or not worker.is_alive():
-                    worker = _Worker(self._config, self._policy, self._make_retriever, self._forget)
+                    worker = _Worker(
+                        self._config.max_concurrency,
+                        self._make_retriever,
+                        self._circuits,
+                        self._run_errands,
+                        self._forget,
+                    )
                     worker.start()
                     self._worker = worker
         return worker
 
 
-def _reset_if_alive(recovery: weakref.ref[Recovery]) -> Callable[[], None]:
-    def reset() -> None:
-        alive = recovery()
-        if alive is not None:
-            alive._reset()  # noqa: SLF001
+class Circuits:
+    """The circuits of the places asked lately. Used by the worker alone."""
 
-    return reset
+    _MOST: Final = 256
+
+    def __init__(self, on_change: Callable[[Place, int], None]) -> None:
+        self._on_change = on_change
+        self._policy = CircuitPolicy()
+        self._circuits: dict[Place, Circuit] = {}
+
+    def of(self, place: Place) -> Circuit:
+        """Return the circuit of a place."""
+        circuit = self._circuits.pop(place, None) or Circuit(self._policy)
+        self._circuits[place] = circuit  # last used, last in the order
+        if len(self._circuits) > self._MOST:
+            oldest, forgotten = next(iter(self._circuits.items()))
+            del self._circuits[oldest]
+            if forgotten.is_open:
+                self._on_change(oldest, Change.CLOSED.value)
+        return circuit
+
+    def learn(self, job: Job, reason: MissingReason | None) -> None:
+        """Take the result of a job."""
+        if reason is MissingReason.CIRCUIT_OPEN:
+            return
+        if job.attempts == 0:  # nobody was asked
+            reason = MissingReason.SHUTDOWN
+        change = self.of(job.place).learn(reason, time.monotonic())
+        if change is not Change.NONE:
+            self._on_change(job.place, change.value)
 
 
 class _Worker:
@@ -177,15 +256,18 @@ class _Worker:
 
     def __init__(
         self,
-        config: Config,
-        policy: RetrievalPolicy,
+        max_concurrency: int,
         make_retriever: Callable[[], Retriever],
+        circuits: Circuits,
+        run_errands: Callable[[], None],
         forget: Callable[[Job], None],
     ) -> None:
         self.settled = threading.Event()
-        self._max_concurrency = config.max_concurrency
-        self._policy = policy
+        self._slots = asyncio.Semaphore(max_concurrency)
+        self._policy = RetrievalPolicy()
         self._make_retriever = make_retriever
+        self._circuits = circuits
+        self._run_errands = run_errands
         self._forget = forget
         self._inbox: deque[Job] = deque()
         self._tasks: dict[Job, asyncio.Task[None]] = {}
@@ -202,6 +284,9 @@ class _Worker:
 
     def put(self, job: Job) -> None:
         self._inbox.append(job)
+        self.wake()
+
+    def wake(self) -> None:
         self._call(self._wake.set)
 
     def cancel(self, job: Job) -> None:
@@ -209,7 +294,7 @@ class _Worker:
 
     def stop(self, timeout_s: float) -> None:
         self._stopping = True
-        self._call(self._wake.set)
+        self.wake()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
 
@@ -231,16 +316,21 @@ class _Worker:
                 _fault.report("looking responses up")
             finally:
                 self._loop.close()
+                for job in (*self._tasks, *self._inbox):
+                    self._forget(job)
+                    job.finish(Retrieved(None, MissingReason.SHUTDOWN), UsageSource.RETRIEVAL)
+                self.settled.set()
 
     async def _serve(self) -> None:
         retriever = self._make_retriever()
-        slots = asyncio.Semaphore(self._max_concurrency)
         try:
             while not self._stopping:
                 self._wake.clear()
+                self._run_errands()
                 while self._inbox:
                     job = self._inbox.popleft()
-                    self._tasks[job] = self._loop.create_task(self._settle(job, retriever, slots))
+                    if job.is_open:
+                        self._tasks[job] = self._loop.create_task(self._settle(job, retriever))
                 await self._wake.wait()
         finally:
             tasks = list(self._tasks.values())
@@ -249,29 +339,39 @@ class _Worker:
             await asyncio.gather(*tasks, return_exceptions=True)
             await retriever.aclose()
 
-    async def _settle(self, job: Job, retriever: Retriever, slots: asyncio.Semaphore) -> None:
+    async def _settle(self, job: Job, retriever: Retriever) -> None:
         result = Retrieved(None, MissingReason.TRANSPORT_ERROR)
         try:
-            result = await self._look_up(job, retriever, slots)
+            result = await self._look_up(job, retriever)
         except Exception:
             _fault.report("looking a response up")
         finally:
             self._tasks.pop(job, None)
+            if job.is_open:
+                self._circuits.learn(job, result.reason)
+            else:  # somebody else has settled it, which says nothing of the server
+                self._circuits.learn(job, MissingReason.SHUTDOWN)
             self._forget(job)
             job.finish(result, UsageSource.RETRIEVAL)
             self.settled.set()
 
-    async def _look_up(self, job: Job, retriever: Retriever, slots: asyncio.Semaphore) -> Retrieved:
+    async def _look_up(self, job: Job, retriever: Retriever) -> Retrieved:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101
         flow = retrieval_flow(job.response_id, self._policy)
         left_s = max(0.0, job.deadline - time.monotonic())
         at_deadline = self._loop.call_later(left_s, task.cancel)
+        is_trial = False
         try:
             step = next(flow)
             while True:
                 if isinstance(step, Attempt):
-                    async with slots:
+                    async with self._slots:
+                        circuit = self._circuits.of(job.place)
+                        if circuit.is_open and not is_trial:
+                            is_trial = circuit.admits(time.monotonic())
+                            if not is_trial:
+                                return Retrieved(None, MissingReason.CIRCUIT_OPEN)
                         step = flow.send(await self._attempt(job, step.timeout_s, retriever))
                 else:
                     await asyncio.sleep(step.seconds)

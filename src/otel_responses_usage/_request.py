@@ -19,6 +19,7 @@ class Operation(str, Enum):
 # `(?:.*/)?`: an application may name the whole URL, as in `client.post("https://host/v1/responses")`.
 _CREATE: Final = re.compile(r"(?:.*/)?responses/?")
 _FETCH: Final = re.compile(r"(?:.*/)?responses/([^/]+)/?")
+_CANCEL: Final = re.compile(r"(?:.*/)?responses/([^/]+)/cancel/?")
 
 _OUTPUT_TYPES: Final = {"text": "text", "json_object": "json", "json_schema": "json"}
 
@@ -94,6 +95,12 @@ def fetched_id(method: str, path: str) -> str | None:
     """Return the id of the response that a request fetches; `None` where it fetches none."""
     match = _FETCH.fullmatch(path) if method.lower() == "get" else None
     return match[1] if match else None
+
+
+def shown_id(method: str, path: str) -> str | None:
+    """Return the id of the response that the answer to a request shows: one fetched, or cancelled."""
+    match = _CANCEL.fullmatch(path) if method.lower() == "post" else None
+    return match[1] if match else fetched_id(method, path)
 
 
 def create_request(body: Mapping[str, Any], server: Server) -> ResponsesRequest:

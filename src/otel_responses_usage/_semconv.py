@@ -60,6 +60,8 @@ METRIC_TIME_PER_OUTPUT_CHUNK: Final = "gen_ai.client.operation.time_per_output_c
 METRIC_CALLS: Final = "openai_responses.calls"
 METRIC_RETRIEVAL_DURATION: Final = "openai_responses.retrieval.duration"
 METRIC_PENDING: Final = "openai_responses.pending"
+METRIC_OPEN_CIRCUITS: Final = "openai_responses.retrieval.open_circuits"
+METRIC_FAULTS: Final = "openai_responses.faults"
 
 # Bucket boundaries as the conventions advise.
 DURATION_BUCKETS_S: Final = (

@@ -32,6 +32,7 @@ class AnswerState:
             `.delta`. A server of very many kinds has the rest of them counted as `other`.
         ending: How the response ended, once a terminal event or a whole body has said so.
         source: Where `response.usage` was read.
+        counts: Whether events still count, which they do while they are the application's.
         first_delta_at: When the first delta arrived, by `time.perf_counter_ns`.
 
     """
@@ -43,6 +44,7 @@ class AnswerState:
         "_kind",
         "_last_delta_at",
         "_skipped_gaps",
+        "counts",
         "deltas",
         "ending",
         "events",
@@ -54,6 +56,7 @@ class AnswerState:
 
     def __init__(self) -> None:
         self.response = _NOTHING
+        self.counts = True
         self.events = 0
         self.deltas: dict[str, int] = {}
         self.ending: Ending | None = None
@@ -78,8 +81,8 @@ class AnswerState:
         """Fold one event in. What follows the event that ended the response is not part of the call."""
         if self.ending is not None:
             return
-        self.events += 1
-        self._is_delta = kind is not None and kind.endswith(_DELTA)
+        self.events += self.counts
+        self._is_delta = self.counts and kind is not None and kind.endswith(_DELTA)
         if self._is_delta and kind is not None:
             self._kind = self._kind_of(kind)
             self._count_delta()
@@ -92,9 +95,10 @@ class AnswerState:
         """Count one more event of the last one's type."""
         if self.ending is not None:
             return
-        self.events += 1
-        if self._is_delta:
-            self._count_delta()
+        if self.counts:
+            self.events += 1
+            if self._is_delta:
+                self._count_delta()
 
     def on_body(self, data: Mapping[str, Any]) -> None:
         """Take the whole body of an answer that was not streamed."""

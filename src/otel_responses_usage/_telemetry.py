@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,6 +11,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
+from . import _fault
 from . import _semconv as names
 from ._outcome import Ending
 from ._request import Operation, ResponsesRequest
@@ -93,6 +94,17 @@ class Telemetry:
             description="Spans held open for their usage.",
         )
 
+        self._open_circuits = meter.create_up_down_counter(
+            names.METRIC_OPEN_CIRCUITS,
+            unit="{circuit}",
+            description="Servers that are not asked for responses, since they had none.",
+        )
+        self._faults = meter.create_counter(
+            names.METRIC_FAULTS,
+            unit="{fault}",
+            description="Faults of the instrumentation itself.",
+        )
+
     def start(self, request: ResponsesRequest, start_ns: int) -> Span:
         """Open the span of a call, as a child of whatever is current."""
         return self._tracer.start_span(
@@ -130,14 +142,26 @@ class Telemetry:
         """Count a held span as held no more."""
         self._pending.add(-1, context=_context_of(span))
 
+    def count_circuit(self, address: str, port: int | None, change: int) -> None:
+        """Count a circuit that opens, by 1, or closes, by -1."""
+        self._open_circuits.add(
+            change, _given({names.SERVER_ADDRESS: address or None, names.SERVER_PORT: port})
+        )
+
+    def count_fault(self) -> None:
+        """Count a fault of the instrumentation itself."""
+        self._faults.add(1)
+
     def finish(self, span: Span, record: Record) -> None:
-        """Write what is known of a call, and end its span at the time the call ended."""
-        try:
-            if span.is_recording():
-                self._describe(span, record)
-            self._measure(record, _context_of(span))
-        finally:
-            span.end(end_time=record.end_ns)
+        """Write what is known of a call, and end its span at the time the call ended.
+
+        Metrics come first, and each step is made whatever becomes of the others: an exporter that
+        breaks on the span does not cost the tokens.
+        """
+        _try(self._measure, record, _context_of(span))
+        if span.is_recording():
+            _try(self._describe, span, record)
+        _try(span.end, record.end_ns)
 
     def _describe(self, span: Span, record: Record) -> None:
         response, usage, retrieval = record.response, record.usage, record.retrieval
@@ -225,6 +249,13 @@ class Telemetry:
                 {names.RETRIEVAL_RESULT: result.value if result else "none"},
                 context,
             )
+
+
+def _try(step: Callable[..., None], *args: object) -> None:
+    try:
+        step(*args)
+    except Exception:
+        _fault.report("telling of a call")
 
 
 def _context_of(span: Span) -> Context:

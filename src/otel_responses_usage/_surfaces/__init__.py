@@ -1,6 +1,6 @@
-"""Where the openai SDK and its HTTP libraries are touched; nothing else knows them."""
+"""Where other packages are touched: the openai SDK, its HTTP libraries, the OpenTelemetry SDK."""
 
-from ._http import Patch, patches
+from ._patches import Patch, patches
 from ._retrieve import HttpRetriever
 
 __all__ = ["HttpRetriever", "Patch", "patches"]

@@ -6,8 +6,8 @@ import functools
 import json
 from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import unquote
 
 from opentelemetry import context, trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
@@ -15,7 +15,16 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from .. import _fault
 from .._invocation import Invocation
 from .._ledger import Ledger
-from .._request import ResponsesRequest, Server, create_request, fetch_request, fetched_id, is_create
+from .._request import (
+    ResponsesRequest,
+    Server,
+    create_request,
+    fetch_request,
+    fetched_id,
+    is_create,
+    shown_id,
+)
+from .._response import Response
 from ._retrieve import make_target
 from ._tap import tap
 
@@ -67,14 +76,25 @@ class HttpSurface:
         return result
 
     def process_response(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
-        """Watch the answer, before anything is made of it. Serves both clients: it awaits nothing."""
-        invocation = context.get_value(_INVOCATION)
-        if isinstance(invocation, Invocation):
-            try:
+        """Look at the answer, before anything is made of it. Serves both clients: it awaits nothing."""
+        try:
+            invocation = context.get_value(_INVOCATION)
+            if isinstance(invocation, Invocation):
                 _watch(invocation, client, kwargs["response"])
-            except Exception:
-                _fault.report("looking at an answer")
+            else:
+                self._learn_from(kwargs["options"], kwargs["response"])
+        except Exception:
+            _fault.report("looking at an answer")
         return wrapped(*args, **kwargs)
+
+    def _learn_from(self, options: Any, response: Any) -> None:
+        """Use the answer to a call that has no span, where it shows a response that is waited for."""
+        path, _, _ = options.url.partition("?")
+        response_id = shown_id(options.method, path) if "responses" in path else None
+        if response_id is not None and self._ledger.awaits(unquote(response_id)) and _is_read(response):
+            document = response.json()
+            if isinstance(document, Mapping):
+                self._ledger.observe(Response.from_json(document))
 
     def _open(self, client: Any, args: Any, kwargs: Any) -> Invocation | None:
         try:
@@ -97,10 +117,14 @@ def _watch(invocation: Invocation, client: Any, response: Any) -> None:
         response.headers.get("content-type", ""),
         functools.partial(make_target, client._client, first.request),  # noqa: SLF001
     )
-    if response.is_stream_consumed or response.is_closed:
+    if _is_read(response):
         invocation.on_document(response.content)
     else:
         tap(response, invocation)
+
+
+def _is_read(response: Any) -> bool:
+    return bool(response.is_stream_consumed or response.is_closed)
 
 
 def _describe(client: Any, options: Any) -> ResponsesRequest | None:
@@ -131,24 +155,3 @@ def _server(client: Any, url: str) -> Server:
     base = client.base_url if "://" not in url else type(client.base_url)(url)
     azure = any(cls.__name__ == "BaseAzureClient" for cls in type(client).__mro__)
     return Server.at(base.host, base.port, base.scheme, azure=azure)
-
-
-@dataclass(frozen=True, slots=True)
-class Patch:
-    """One replaced function: the module, its name there, and the wrapper."""
-
-    module: str
-    name: str
-    wrapper: Callable[..., Any]
-
-
-def patches(ledger: Ledger) -> tuple[Patch, ...]:
-    """Return everything that is replaced in the SDK."""
-    surface = HttpSurface(ledger)
-    client = "openai._base_client"
-    return (
-        Patch(client, "SyncAPIClient.request", surface.request),
-        Patch(client, "SyncAPIClient._process_response", surface.process_response),
-        Patch(client, "AsyncAPIClient.request", surface.async_request),
-        Patch(client, "AsyncAPIClient._process_response", surface.process_response),
-    )

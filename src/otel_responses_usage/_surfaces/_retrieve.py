@@ -20,6 +20,7 @@ from opentelemetry import propagate
 
 from .._response import Response
 from .._retrieval import Answer, Trouble
+from .._usage import MissingReason
 
 # Headers that belong to the request that made the response, not to the application's settings.
 _OF_THE_REQUEST: Final = frozenset(
@@ -38,6 +39,7 @@ _OF_THE_REQUEST: Final = frozenset(
         "x-stainless-retry-count",
     }
 )
+_SIGNATURE: Final = "AWS4-"
 _MOST_REDIRECTS: Final = 3
 _LARGEST_BODY: Final = 64 * 1024 * 1024
 
@@ -72,8 +74,8 @@ class Target:
     response_id: str
 
 
-def make_target(http_client: Any, request: Any, response_id: str) -> Target | None:
-    """Return where a response can be asked for; `None` where the application's transport is not known.
+def make_target(http_client: Any, request: Any, response_id: str) -> Target | MissingReason:
+    """Return where a response can be asked for, or why it cannot.
 
     Args:
         http_client: The HTTP client inside the application's SDK client.
@@ -82,8 +84,10 @@ def make_target(http_client: Any, request: Any, response_id: str) -> Target | No
 
     """
     route = _route(http_client, request.url)
-    if route is None:
-        return None
+    if route is None:  # what the application put in place of a transport is not known here
+        return MissingReason.TRANSPORT_ERROR
+    if request.headers.get("authorization", "").startswith(_SIGNATURE):
+        return MissingReason.UNAUTHORIZED  # it signs that one request
     path, separator, query = request.url.raw_path.decode("ascii").partition("?")
     path = f"{path.rstrip('/')}/{quote(response_id, safe='')}"
     url = request.url.copy_with(raw_path=f"{path}{separator}{query}".encode("ascii"), fragment=None)

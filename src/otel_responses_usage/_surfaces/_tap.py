@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 from .. import _fault
 from .._invocation import Invocation
+from .._outcome import ABANDONED
+from ._tail import async_read_on, read_on
 
-# The SDK parses events here; an exception that begins in it is the SDK's own, not the application's.
-_SDK_STREAMING: Final = "openai._streaming"
+# Where an exception begins that the reading of a stream itself has raised, and not the application.
+_READERS: Final = frozenset({"openai._streaming", "httpx._models", "httpx2._models"})
 
 
 def tap(response: Any, invocation: Invocation) -> None:
@@ -23,20 +26,32 @@ def tap(response: Any, invocation: Invocation) -> None:
     stream = response.stream
     for base in type(stream).__mro__:
         if base.__name__ in _TAPS:
-            response.stream = _tap_class(base)(stream, invocation, _decoder(response))
+            response.stream = _tap_class(base)(stream, invocation, _decoder(response), _connection(response))
+            # Told before the collector closes the generators that read the body, whose close would
+            # otherwise pass for the application's.
+            invocation.watch = weakref.ref(response, invocation.on_lost)
             return
 
 
 class _Tap:
     """What the sync and the async tap share."""
 
-    def __init__(self, stream: Any, invocation: Invocation, decode: Callable[[bytes], bytes] | None) -> None:
+    def __init__(
+        self,
+        stream: Any,
+        invocation: Invocation,
+        decode: Callable[[bytes], bytes] | None,
+        connection: Any,
+    ) -> None:
         self._stream = stream
         self._invocation = invocation
         self._decode = decode
-        self._reading: Any = None  # the generator that hands the bytes on
+        self._connection = connection  # the socket, where it carries this answer alone
+        self._source: Any = None  # where the bytes come from
+        self._reading: Any = None  # the generator that hands them on
         self._closed_in_read = False
         self._held = b""  # has arrived, but its reader has not asked for it
+        self._tail: object = None  # reads on after the application has closed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -45,29 +60,45 @@ class _Tap:
         return self._invocation.on_bytes if self._decode is None else self._feed_decoded
 
     def _feed_decoded(self, piece: bytes) -> int:
-        assert self._decode is not None  # noqa: S101
-        try:
-            plain = self._decode(piece)
-        except Exception:
-            _fault.report("decoding a stream")
-            return 0
+        plain = self._decoded(piece)
         # What the reader gets is the encoded piece, which cannot be divided where the plain one can.
         taken = self._invocation.on_bytes(plain)
         if taken:
             self._invocation.on_bytes(plain[taken:])
         return 0
 
+    def _decoded(self, piece: bytes) -> bytes:
+        if self._decode is None:
+            return piece
+        try:
+            return self._decode(piece)
+        except Exception:
+            _fault.report("decoding a stream")
+            self._decode = bytes.strip  # what follows cannot be decoded either, and says nothing
+            return b""
+
     def _on_raise(self, error: BaseException) -> None:
         self._invocation.on_read_error(error, closed=self._closed_in_read)
 
-    def _on_close(self, *, reading: bool) -> None:
+    def _on_close(self, *, reading: bool) -> float:
+        """Tell of a close; return for how many seconds the stream is to be read on."""
         if reading:
             # The read under way will tell how the stream ended: a transport that breaks closes first.
             self._closed_in_read = True
-            return
+            return 0.0
         if self._held:
             self._invocation.on_bytes(self._held)
-        self._invocation.on_close(_raised_by_sdk())
+        error = _raised_by_readers()
+        if isinstance(error, GeneratorExit):
+            self._invocation.finish(ABANDONED)
+            return 0.0
+        return self._invocation.on_close(error, can_read_on=self._source is not None)
+
+    def _refuse_if_closed(self) -> None:
+        """Raise what a closed connection raises, where in truth it is being read on."""
+        if self._tail is not None:
+            library = sys.modules[type(self._stream).__module__.partition(".")[0]]
+            raise library.ReadError("[Errno 9] Bad file descriptor")
 
 
 class _SyncTap(_Tap):
@@ -78,7 +109,8 @@ class _SyncTap(_Tap):
     def _read(self) -> Iterator[bytes]:
         feed = self._feed()
         try:
-            for piece in self._stream:
+            self._source = iter(self._stream)
+            for piece in self._source:
                 taken = feed(piece)
                 if taken:
                     self._held = piece[taken:]
@@ -86,6 +118,7 @@ class _SyncTap(_Tap):
                     piece, self._held = self._held, b""
                     feed(piece)
                 yield piece
+                self._refuse_if_closed()
         except GeneratorExit:
             raise  # the reader is gone; whether the stream is closed is said by `close`
         except BaseException as error:
@@ -94,8 +127,13 @@ class _SyncTap(_Tap):
         self._invocation.on_body_end()
 
     def close(self) -> None:
-        self._on_close(reading=self._reading is not None and self._reading.gi_running)
-        self._stream.close()
+        tail_s = self._on_close(reading=self._reading is not None and self._reading.gi_running)
+        if tail_s:
+            self._tail = read_on(
+                self._source, self._stream.close, self._decoded, self._invocation, tail_s, self._connection
+            )
+        if self._tail is None:
+            self._stream.close()
 
 
 class _AsyncTap(_Tap):
@@ -105,9 +143,9 @@ class _AsyncTap(_Tap):
 
     async def _read(self) -> AsyncGenerator[bytes, None]:
         feed = self._feed()
-        stream = self._stream.__aiter__()
         try:
-            async for piece in stream:
+            self._source = self._stream.__aiter__()
+            async for piece in self._source:
                 taken = feed(piece)
                 if taken:
                     self._held = piece[taken:]
@@ -115,6 +153,7 @@ class _AsyncTap(_Tap):
                     piece, self._held = self._held, b""
                     feed(piece)
                 yield piece
+                self._refuse_if_closed()
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -122,13 +161,18 @@ class _AsyncTap(_Tap):
             raise
         finally:
             # Left to the garbage collector it would be closed by another task.
-            if isinstance(stream, AsyncGenerator):
-                await stream.aclose()
+            if self._tail is None and isinstance(self._source, AsyncGenerator):
+                await self._source.aclose()
         self._invocation.on_body_end()
 
     async def aclose(self) -> None:
-        self._on_close(reading=self._reading is not None and self._reading.ag_running)
-        await self._stream.aclose()
+        tail_s = self._on_close(reading=self._reading is not None and self._reading.ag_running)
+        if tail_s:
+            self._tail = async_read_on(
+                self._source, self._stream.aclose, self._decoded, self._invocation, tail_s
+            )
+        if self._tail is None:
+            await self._stream.aclose()
 
 
 _TAPS: Final = {"SyncByteStream": _SyncTap, "AsyncByteStream": _AsyncTap}
@@ -156,14 +200,21 @@ def _decoder(response: Any) -> Callable[[bytes], bytes] | None:
     return decode
 
 
-def _raised_by_sdk() -> BaseException | None:
-    """Return what the SDK is raising right now, if it closes the stream because of that.
+def _connection(response: Any) -> Any:
+    network_stream = response.extensions.get("network_stream")
+    if network_stream is None or response.http_version == "HTTP/2":
+        return None
+    return network_stream.get_extra_info("socket")
 
-    `finally: response.close()` runs with the exception in flight. One of the application's own, from
-    its loop body, has begun in the application's frame.
+
+def _raised_by_readers() -> BaseException | None:
+    """Return what the SDK or the HTTP library is raising right now, if the stream is closed because of that.
+
+    `finally: response.close()` runs with the exception in flight, `GeneratorExit` where nobody will read
+    on. One of the application's own, from its loop body, has begun in a frame of the application.
     """
     error = sys.exc_info()[1]
     traceback = error.__traceback__ if error is not None else None
-    if traceback is None or isinstance(error, GeneratorExit):
+    if traceback is None:
         return None
-    return error if traceback.tb_frame.f_globals.get("__name__") == _SDK_STREAMING else None
+    return error if traceback.tb_frame.f_globals.get("__name__") in _READERS else None

@@ -1,0 +1,106 @@
+"""Reading a stream to its end after the application has closed it, for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Final
+
+from .. import _fault
+from .._invocation import Invocation
+
+THREAD_NAME: Final = "otel-responses-usage-tail"
+
+Decode = Callable[[bytes], bytes]
+
+# Each reader is a thread; one more stream than this is closed as ever, and looked up.
+_places: Final = threading.BoundedSemaphore(64)
+
+# A loop keeps its tasks by weak references only.
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def read_on(
+    source: Iterator[bytes],
+    close: Callable[[], None],
+    decode: Decode,
+    invocation: Invocation,
+    timeout_s: float,
+    connection: socket.socket | None,
+) -> threading.Thread | None:
+    """Read on in a thread of its own; `None` where that cannot be.
+
+    A blocking read takes no deadline, so at the deadline its connection is shut down under it.
+    """
+    if connection is None or not _places.acquire(blocking=False):
+        return None
+
+    def read() -> None:
+        deadline = threading.Timer(timeout_s, _shut_down, (connection,))
+        deadline.daemon = True
+        deadline.start()
+        try:
+            for piece in source:
+                if invocation.on_tail(decode(piece)):
+                    break
+        except Exception:  # noqa: S110  # the tail has broken off, or its time is up
+            pass
+        finally:
+            deadline.cancel()
+            try:
+                close()
+            except Exception:
+                _fault.report("closing a stream that was read on")
+            _places.release()
+            invocation.on_tail_end()
+
+    thread = threading.Thread(target=read, name=THREAD_NAME, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is shutting down
+        _places.release()
+        return None
+    return thread
+
+
+def async_read_on(
+    source: AsyncIterator[bytes],
+    close: Callable[[], Awaitable[None]],
+    decode: Decode,
+    invocation: Invocation,
+    timeout_s: float,
+) -> asyncio.Task[None] | None:
+    """Read on in a task of the application's loop; `None` where that is not asyncio's."""
+
+    async def read() -> None:
+        async for piece in source:
+            if invocation.on_tail(decode(piece)):
+                break
+
+    async def read_for_a_while() -> None:
+        try:
+            with contextlib.suppress(Exception):  # the tail has broken off, or its time is up
+                await asyncio.wait_for(read(), timeout_s)
+        finally:
+            try:
+                await close()
+            except Exception:
+                _fault.report("closing a stream that was read on")
+            finally:
+                invocation.on_tail_end()
+
+    try:
+        task = asyncio.get_running_loop().create_task(read_for_a_while(), name=THREAD_NAME)
+    except RuntimeError:
+        return None
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+    return task
+
+
+def _shut_down(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
