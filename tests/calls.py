@@ -8,12 +8,27 @@ an event loop, so what it does is what an application's thread would do.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import openai
+import pytest
+
+SDK = tuple(int(number) for number in openai.__version__.split(".")[:3])
+
+
+def since(*version: int) -> pytest.MarkDecorator:
+    """Skip a test of what only later releases of the SDK have."""
+    return pytest.mark.skipif(version > SDK, reason=f"not in openai {openai.__version__}")
+
+
+# The HTTP library under this release of the SDK.
+HTTP: Any = importlib.import_module("httpx2" if SDK >= (3,) else "httpx")
+# What the application sees of a connection that breaks: the SDK's own, and in older releases the library's.
+CUT: tuple[type[Exception], ...] = (openai.APIConnectionError, HTTP.TransportError)
 
 MODEL = "gpt-5.4-mini"
 PROMPT = "canary-of-the-prompt"

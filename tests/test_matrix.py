@@ -14,7 +14,7 @@ import pytest
 import trio
 from opentelemetry.trace import SpanKind, StatusCode
 
-from calls import CALLS, MODEL, PROMPT, Call, Reader
+from calls import CALLS, CUT, MODEL, PROMPT, Call, Reader
 from conftest import Instrument, Serve
 from embedded.answer import FAILED, OUT_OF_TOKENS, Answer, usage
 from embedded.http_server import Cut, Hold, ScriptedServer
@@ -79,7 +79,6 @@ class Ending:
 
 
 SIX = {"cut_after": 6, "end": Hold()}
-BROKEN = (openai.APIConnectionError, Exception)
 
 ENDINGS = (
     Ending("drained", drain, "completed", Plan(ANSWER), finish_reason="stop", source="stream"),
@@ -105,7 +104,7 @@ ENDINGS = (
         "cut",
         Plan(ANSWER, cut_after=6, end=Cut()),
         error_types=frozenset({"RemoteProtocolError", "ClientPayloadError"}),
-        raises=BROKEN,
+        raises=CUT,
         events=6,
     ),
     Ending(
@@ -114,7 +113,7 @@ ENDINGS = (
         "cut",
         Plan(ANSWER, cut_after=6, end=Cut("rst")),
         error_types=frozenset({"ReadError"}),
-        raises=BROKEN,
+        raises=CUT,
     ),
     Ending(
         "truncated",

@@ -25,8 +25,8 @@ class CircuitPolicy:
     """When a circuit opens, and for how long in seconds; each trial in vain doubles the time."""
 
     failures: int = 5
-    first_pause_s: float = 15.0
-    longest_pause_s: float = 240.0
+    first_pause_s: float = 5.0
+    longest_pause_s: float = 60.0
 
 
 class Change(Enum):
@@ -41,13 +41,16 @@ class Circuit:
     """Whether look-ups at one place are worth a request.
 
     It opens after some look-ups in a row that brought nothing, lets one pass as a trial when its pause
-    is over, and closes with the first that brings something. It has no clock: times in seconds come in.
+    is over, and closes with the first that brings something. A server that has once had a response does
+    store them: from then on a 404 speaks of that one response. Times in seconds come in: there is no
+    clock here.
     """
 
-    __slots__ = ("_failures", "_open_until", "_pause_s", "_policy", "_trying")
+    __slots__ = ("_failures", "_has_answered", "_open_until", "_pause_s", "_policy", "_trying")
 
     def __init__(self, policy: CircuitPolicy) -> None:
         self._policy = policy
+        self._has_answered = False
         self._failures = 0
         self._open_until: float | None = None
         self._pause_s = policy.first_pause_s
@@ -74,6 +77,8 @@ class Circuit:
             # server, as a shutdown does, just ends a trial.
             known = reason in (None, MissingReason.NO_USAGE)
             return self._close() if known else self._end_trial()
+        if reason is MissingReason.NOT_FOUND and self._has_answered:
+            return self._end_trial()
         if self._open_until is None:
             self._failures += 1
             if self._failures < self._policy.failures:
@@ -89,6 +94,7 @@ class Circuit:
     def _close(self) -> Change:
         was_open = self.is_open
         self.__init__(self._policy)  # type: ignore[misc]  # begins anew
+        self._has_answered = True
         return Change.CLOSED if was_open else Change.NONE
 
     def _end_trial(self) -> Change:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import traceback
 from collections.abc import Callable
 
 _logger = logging.getLogger("otel_responses_usage")
@@ -11,17 +13,23 @@ _count: Callable[[], None] | None = None
 
 def report(doing: str) -> None:
     """Log and count the exception being handled; the application never sees it."""
-    _logger.debug(
-        "A fault of the instrumentation while %s; the application is not affected.", doing, exc_info=True
-    )
+    _log(f"A fault of the instrumentation while {doing}; the application is not affected.")
     if _count is not None:
         try:
             _count()
         except Exception:
-            _logger.debug("The fault could not be counted.", exc_info=True)
+            _log("The fault could not be counted.")
 
 
 def count_with(count: Callable[[], None] | None) -> None:
     """Have every later fault counted by this function."""
     global _count  # faults are of the process, whoever has them
     _count = count
+
+
+def _log(message: str) -> None:
+    if _logger.isEnabledFor(logging.DEBUG):
+        # Not the chain: a fault may happen while an exception of the application's is handled, whose
+        # text can quote a prompt or a key.
+        text = "".join(traceback.format_exception(*sys.exc_info(), chain=False))
+        _logger.debug("%s\n%s", message, text)

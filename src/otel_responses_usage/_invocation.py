@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from opentelemetry.trace import Span
 
@@ -12,7 +11,7 @@ from . import _fault
 from ._body import BodyReader, DocumentReader, body_reader
 from ._config import Config
 from ._outcome import ABANDONED, CLOSED, EXIT, TRUNCATED, Ending, Outcome, ending_of
-from ._recovery import Job, Place, Recovery
+from ._recovery import Job, Place, Recovery, Target
 from ._request import Operation, ResponsesRequest
 from ._response import Response
 from ._retrieval import Retrieved
@@ -66,7 +65,7 @@ class Invocation:
         self._start_counter = time.perf_counter_ns()
         self._state = AnswerState()
         self._reader: BodyReader | None = None
-        self._make_target: Callable[[str], Any] | None = None
+        self._make_target: Callable[[str], Target | MissingReason] | None = None
         self._answered = False
         self._open: list[None] = [None]
         self._ended = False
@@ -79,7 +78,7 @@ class Invocation:
         """Whether the call is over; its span may still be waiting for its usage."""
         return self._ended
 
-    def on_answer(self, content_type: str, make_target: Callable[[str], Any]) -> None:
+    def on_answer(self, content_type: str, make_target: Callable[[str], Target | MissingReason]) -> None:
         """Take the head of the answer; `make_target` says where the response can be looked up."""
         self._reader = body_reader(content_type, self._state)
         self._make_target = make_target
@@ -138,7 +137,8 @@ class Invocation:
         """Note that the stream was closed.
 
         Args:
-            raised: What the SDK itself raised on an event, if it did.
+            raised: What the SDK itself raised on an event, if it did; `GeneratorExit` where not the
+                application closed, but whoever found that nobody reads on.
             can_read_on: Whether the stream can be read further.
 
         Returns:
@@ -147,7 +147,9 @@ class Invocation:
         """
         if self._ended:
             return 0.0
-        if self._stream_error() is None and raised is not None:
+        if isinstance(raised, GeneratorExit):
+            self.finish(self._stream_error() or ABANDONED)
+        elif self._stream_error() is None and raised is not None:
             self.finish(_ending_of_error(raised))
         elif self._reader is not None and self._reader.done:
             self.on_body_end()
@@ -193,7 +195,8 @@ class Invocation:
         """
         end_ns = self._end()
         if end_ns is not None:
-            self._recovery.run_later(lambda: self._settle(ABANDONED, end_ns))
+            ending = self._stream_error() or ABANDONED
+            self._recovery.run_later(lambda: self._settle(ending, end_ns))
 
     def finish(self, ending: Ending) -> None:
         """End the call now, if it has not ended yet."""
@@ -265,7 +268,7 @@ class Invocation:
             self._write(settled, end_ns, latest, result.usage, source if known else None, reason, retrieval)
 
         server = self._request.server
-        place = Place(server.address or "", server.port, self._request.background)
+        place = Place(server.address or "", server.port, self._request.background, target.tenant)
         job = Job(str(response.id), place, target, began + patience_s, settle)
         self._telemetry.hold(self.span)
         refused = self._recovery.submit(job)

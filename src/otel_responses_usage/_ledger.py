@@ -29,10 +29,12 @@ class Ledger:
             os.register_at_fork(after_in_child=lambda: _begin_anew(this()))
 
     def open(self, request: ResponsesRequest) -> Invocation | None:
-        """Begin a call; `None` once the ledger is closed."""
+        """Begin a call; `None` where nobody listens, and once the ledger is closed."""
         if self._closed:
             return None
         invocation = Invocation(request, self._config, self._telemetry, self._recovery, self._strike)
+        if not self._telemetry.is_heard(invocation.span):
+            return None
         self._open[invocation] = None
         if not self._closes_at_exit:
             # Not before the first span: the provider that made it has registered its own shutdown by

@@ -46,7 +46,7 @@ class Ending:
         if self.outcome is Outcome.COMPLETED:
             return "tool_calls" if response.calls_tools else "stop"
         if self.outcome is Outcome.INCOMPLETE:
-            reason = response.incomplete_reason
+            reason = response.incomplete_reason or (response.status == "cancelled" and "cancelled")
             # A server that names no reason has cut by length: the other reasons are always named.
             return _FINISH_REASONS.get(reason, reason) if reason else "length"
         return "error"

@@ -28,6 +28,15 @@ THREAD_NAME: Final = "otel-responses-usage"
 _STOP_GRACE_S: Final = 1.0
 
 
+class Target(Protocol):
+    """How to ask for a response: the retriever's business, but for whose response it is."""
+
+    @property
+    def tenant(self) -> int:
+        """A number that stands for the credentials, and tells nothing of them."""
+        ...
+
+
 class Retriever(Protocol):
     """Makes the requests; lives on the worker's event loop."""
 
@@ -42,11 +51,15 @@ class Retriever(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where look-ups go that share their luck: a server may keep background responses and no others."""
+    """Where look-ups go that share their luck.
+
+    A server may keep background responses and no others, and may know one key and not another.
+    """
 
     address: str
     port: int | None
     background: bool
+    tenant: int
 
 
 @dataclass(eq=False, slots=True)
@@ -56,7 +69,7 @@ class Job:
     Attributes:
         response_id: The response asked for.
         place: Where it is asked for.
-        target: How to ask; the retriever's business.
+        target: How to ask.
         deadline: When to give up, by `time.monotonic`.
         settle: Called once, on any thread, with the result and where it was read.
         attempts: Requests made so far.
@@ -65,7 +78,7 @@ class Job:
 
     response_id: str
     place: Place
-    target: Any
+    target: Target
     deadline: float
     settle: Callable[[Retrieved, UsageSource], None]
     attempts: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ._usage import Usage
@@ -58,6 +58,10 @@ class Response:
             calls_tools=isinstance(output, list)
             and any(isinstance(item, Mapping) and item.get("type") in _TOOL_CALL_ITEMS for item in output),
         )
+
+    def without_usage(self) -> Response:
+        """Return the same without counts: those of a response under way are not those of its bill."""
+        return replace(self, usage=None) if self.usage is not None else self
 
     def updated(self, newer: Response) -> Response:
         """Combine with a later sight of the same response: what it left out is kept from before."""

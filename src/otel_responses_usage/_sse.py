@@ -30,6 +30,10 @@ class EventSink(Protocol):
         """Take one event; `data` is there where it was wanted, or had to be decoded to know the type."""
         ...
 
+    def on_garbled(self) -> None:
+        """Take one event whose data is no JSON."""
+        ...
+
     def on_repeat(self) -> None:
         """Take one more event of the last one's type, which was not wanted."""
         ...
@@ -62,7 +66,7 @@ class EventReader:
     def __init__(self, sink: EventSink) -> None:
         self._sink = sink
         self.done = False  # the stream's closing mark, `[DONE]`, has been read
-        self._line = b""  # the unfinished line
+        self._line = bytearray()  # the unfinished line
         self._skips_line = False  # the rest of the unfinished line is of no interest
         self._after_cr = False  # the last piece ended in CR: a leading LF belongs to it
         # The unfinished event:
@@ -139,14 +143,17 @@ class EventReader:
         elif len(self._line) > len(_DATA):
             self._skips_line = self._is_unwanted(self._line)
         if self._skips_line:
-            self._line = b""
+            self._line.clear()
 
     def _end_line(self, rest: bytes) -> None:
         if self._skips_line:
             self._skips_line = False
             return
-        line = self._line + rest if self._line else rest
-        self._line = b""
+        line = rest
+        if self._line:
+            self._line += rest
+            line = bytes(self._line)
+            self._line.clear()
         if not line:
             self._end_event()
         elif line.startswith(_DATA):
@@ -155,7 +162,7 @@ class EventReader:
         elif line == b"data":  # a field without a value
             self._data.append(b"")
 
-    def _is_unwanted(self, line: bytes) -> bool:
+    def _is_unwanted(self, line: bytes | bytearray) -> bool:
         """Whether a data line, of which at least the beginning is there, need not be kept."""
         if self._kind is None and not self._data:
             self._kind = _leading_type(line)
@@ -176,8 +183,9 @@ class EventReader:
             return
         try:
             data = json.loads(text)
-        except (ValueError, RecursionError):  # the SDK raises on it; here it is an event of an unknown type
-            data = None
+        except (ValueError, RecursionError):
+            self._sink.on_garbled()
+            return
         if isinstance(data, Mapping):
             stated = data.get("type")
             self._sink.on_event(stated if isinstance(stated, str) else None, data)
@@ -189,13 +197,11 @@ def _before_last_event(piece: bytes) -> int:
     at = max(piece.rfind(life_type) for life_type in _LIFE_TYPES)
     if at < 0 or not piece.startswith(_LAST_WORDS, piece.index(b".", at) + 1):
         return 0
-    for blank_line in (b"\n\n", b"\r\n\r\n"):
-        border = piece.rfind(blank_line, 0, at)
-        if border >= 0:
-            return border + len(blank_line)
-    return 0
+    ends = (piece.rfind(blank_line, 0, at) + len(blank_line) for blank_line in (b"\n\n", b"\r\n\r\n"))
+    border = max(ends)
+    return border if piece.startswith((b"event:", _DATA), border) else 0
 
 
-def _leading_type(line: bytes) -> str | None:
+def _leading_type(line: bytes | bytearray) -> str | None:
     lead = _LEADING_TYPE.match(line, 0, _LONGEST_LEAD)
     return lead[1].decode("utf-8", "replace") if lead else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from array import array
 from collections.abc import Mapping
@@ -100,9 +101,16 @@ class AnswerState:
             if self._is_delta:
                 self._count_delta()
 
+    def on_garbled(self) -> None:
+        """Count an event that nobody can read, and on which the SDK raises."""
+        self.on_event(None, None)
+        self.stream_error = self.stream_error or json.JSONDecodeError.__name__
+
     def on_body(self, data: Mapping[str, Any]) -> None:
         """Take the whole body of an answer that was not streamed."""
-        self.response = Response.from_json(data)
+        response = Response.from_json(data)
+        under_way = response.status is not None and not response.is_terminal
+        self.response = response.without_usage() if under_way else response
         self.source = UsageSource.RESPONSE
         code = error_code(data.get("error"))
         if self.response.id is None and code is not None:
@@ -117,15 +125,17 @@ class AnswerState:
         return [gap / 1e6 for gap in self._gaps_us]
 
     def _observe(self, kind: str, data: Mapping[str, Any]) -> None:
+        said = kind.removeprefix(_LIFE)
+        ends = kind.startswith(_LIFE) and said in TERMINAL_STATUSES
         response = data.get("response")
         if isinstance(response, Mapping):
-            self.response = self.response.updated(Response.from_json(response))
+            seen = Response.from_json(response)
+            self.response = self.response.updated(seen if ends else seen.without_usage())
         # The SDK raises on any event with an `error`, whatever its type.
         error = data.get("error")
         if kind == "error" or error:
             self.stream_error = error_code(error if isinstance(error, Mapping) else data) or "error"
-        said = kind.removeprefix(_LIFE)
-        if kind.startswith(_LIFE) and said in TERMINAL_STATUSES:
+        if ends:
             self.ending = ending_of(self.response, said)
 
     def _kind_of(self, kind: str) -> str:

@@ -134,6 +134,14 @@ class Telemetry:
             start_time=start_ns,
         )
 
+    def is_heard(self, span: Span) -> bool:
+        """Whether anybody listens: the span is recorded, or there is an SDK that takes points."""
+        if span.is_recording():
+            return True
+        # Until the application sets a provider, an instrument is a proxy without a real one behind it.
+        real = getattr(self._calls, "_real_instrument", self._calls)
+        return real is not None and not isinstance(real, metrics.NoOpCounter)
+
     def hold(self, span: Span) -> None:
         """Count a span that stays open for its usage."""
         self._pending.add(1, context=_context_of(span))

@@ -39,12 +39,13 @@ _OF_THE_REQUEST: Final = frozenset(
         "x-stainless-retry-count",
     }
 )
+_CREDENTIALS: Final = ("authorization", "api-key")
 _SIGNATURE: Final = "AWS4-"
 _MOST_REDIRECTS: Final = 3
 _LARGEST_BODY: Final = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # `repr=False`: a proxy's headers hold credentials
 class Route:
     """How the application's HTTP client reaches the server; connections are shared by equal routes.
 
@@ -66,12 +67,15 @@ class Route:
 
 @dataclass(frozen=True, slots=True, repr=False)  # `repr=False`: the headers hold credentials
 class Target:
-    """One response of one server, with the headers that the application sent when it made it."""
+    """One response of one server, with the headers that the application sent when it made it.
+
+    `tenant` stands for the credentials among the headers; it is drawn anew in each process.
+    """
 
     route: Route
     url: str
     headers: tuple[tuple[str, str], ...]
-    response_id: str
+    tenant: int
 
 
 def make_target(http_client: Any, request: Any, response_id: str) -> Target | MissingReason:
@@ -94,7 +98,8 @@ def make_target(http_client: Any, request: Any, response_id: str) -> Target | Mi
     dropped = _OF_THE_REQUEST | {name.lower() for name in propagate.get_global_textmap().fields}
     headers = [(name, value) for name, value in request.headers.multi_items() if name.lower() not in dropped]
     headers.append(("accept", "application/json"))
-    return Target(route, str(url), tuple(headers), response_id)
+    tenant = hash(tuple(request.headers.get(name) for name in _CREDENTIALS))
+    return Target(route, str(url), tuple(headers), tenant)
 
 
 class HttpRetriever:
@@ -217,13 +222,12 @@ def _response(content: bytes) -> Response | None:
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        text = headers.get(name)
-        if text is None:
-            continue
+        text = headers.get(name, "")
         try:
             return max(0.0, float(text) * unit_s)
         except ValueError:
-            date = email.utils.parsedate_to_datetime(text) if name == "retry-after" else None
-            if date is not None:
-                return max(0.0, date.timestamp() - time.time())
-    return None
+            continue
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None

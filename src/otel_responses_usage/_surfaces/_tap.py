@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from .. import _fault
 from .._invocation import Invocation
-from .._outcome import ABANDONED
 from ._tail import async_read_on, read_on
 
 # Where an exception begins that the reading of a stream itself has raised, and not the application.
@@ -88,11 +87,7 @@ class _Tap:
             return 0.0
         if self._held:
             self._invocation.on_bytes(self._held)
-        error = _raised_by_readers()
-        if isinstance(error, GeneratorExit):
-            self._invocation.finish(ABANDONED)
-            return 0.0
-        return self._invocation.on_close(error, can_read_on=self._source is not None)
+        return self._invocation.on_close(_raised_by_readers(), can_read_on=self._source is not None)
 
     def _refuse_if_closed(self) -> None:
         """Raise what a closed connection raises, where in truth it is being read on."""
@@ -133,6 +128,8 @@ class _SyncTap(_Tap):
                 self._source, self._stream.close, self._decoded, self._invocation, tail_s, self._connection
             )
         if self._tail is None:
+            if tail_s:
+                self._invocation.on_tail_end()
             self._stream.close()
 
 
@@ -172,6 +169,8 @@ class _AsyncTap(_Tap):
                 self._source, self._stream.aclose, self._decoded, self._invocation, tail_s
             )
         if self._tail is None:
+            if tail_s:
+                self._invocation.on_tail_end()
             await self._stream.aclose()
 
 

@@ -1,0 +1,1 @@
+"""Loopback stand-ins for the two services of the examples: the Responses API, and an OTLP receiver."""

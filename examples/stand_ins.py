@@ -1,0 +1,83 @@
+"""Stand-ins for what an environment lacks: a Responses API without a key, a Collector without an endpoint.
+
+`python examples/stand_ins.py COMMAND ...` runs a command among them and prints the telemetry it sent.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from embedded.answer import Answer, usage
+from embedded.http_server import ScriptedServer
+from embedded.otlp_receiver import OtlpReceiver
+from embedded.responses_api import Plan, ResponsesAPI
+from tables import calls_table, tokens_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from embedded.http_server import SeenRequest
+
+# A proxy of the user's could not find what is on loopback here; programs differ in the case they look for.
+NO_PROXY = dict.fromkeys(
+    ("no_proxy", "NO_PROXY"),
+    f"127.0.0.1,{os.environ.get('no_proxy', os.environ.get('NO_PROXY', ''))}",
+)
+
+
+@contextmanager
+def stand_in_api() -> Iterator[None]:
+    """Points the openai SDK at an embedded server, unless there is a key for the real one."""
+    if "OPENAI_API_KEY" in os.environ:
+        yield
+        return
+    with ScriptedServer(ResponsesAPI(_plan)) as server:
+        os.environ |= {"OPENAI_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": "sk-stand-in"} | NO_PROXY
+        yield
+
+
+@contextmanager
+def stand_in_receiver() -> Iterator[None]:
+    """Points OTLP exporters at an embedded receiver and prints what it got, unless they have an endpoint."""
+    if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
+        yield
+        return
+    with OtlpReceiver() as receiver:
+        by_grpc = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc") == "grpc"
+        endpoint = receiver.grpc_endpoint if by_grpc else receiver.http_endpoint
+        os.environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} | NO_PROXY
+        yield
+        print_arrivals(receiver)
+
+
+def print_arrivals(receiver: OtlpReceiver) -> None:
+    """Prints the calls and the token metric, or that nothing came."""
+    console = Console(highlight=False)
+    console.print(
+        f"\n[bold]What arrived over OTLP[/]: spans {len(receiver.spans)}, metrics {len(receiver.metrics)}"
+    )
+    if receiver.spans:
+        console.print(calls_table(receiver.spans, wide=console.width >= 108))
+    if "gen_ai.client.token.usage" in receiver.metrics:
+        console.print(tokens_table(receiver.metrics))
+
+
+def _plan(_: SeenRequest) -> Plan:
+    answer = Answer(
+        pieces=("A ", "crew ", "of ", "five", ": ", "👩🏽‍🚀", "👨🏻‍🔬", "🧑🏿‍🍳", "👩🏼‍🚒", "🧑🏾‍🌾", "."),
+        usage=usage(23, 187, reasoning=128),
+        reasoning=("**Choosing ", "a ", "crew**"),
+    )
+    return Plan(answer, pace=0.02)
+
+
+if __name__ == "__main__":
+    with stand_in_api(), stand_in_receiver():
+        status = subprocess.run(sys.argv[1:], check=False).returncode  # noqa: S603 - the user's own command
+    sys.exit(status)

@@ -1,0 +1,129 @@
+"""Every example runs as a user would run it and prints what it promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.environment_variables import (
+    OTEL_EXPORTER_OTLP_ENDPOINT,
+    OTEL_EXPORTER_OTLP_PROTOCOL,
+)
+
+from embedded.otlp_receiver import OtlpReceiver
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
+    """Returns what the command printed, having complained of nothing."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OTEL_", "OPENAI_", "COLUMNS"))
+    }
+    done = subprocess.run(  # noqa: S603 - the project's own files
+        command,
+        env=inherited | {"COLUMNS": "120"} | (env or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # Before the first of them the scripts say that they set up their environment.
+    complaints = re.sub(r"Setting up .*\n|Ready after .*\n", "", done.stderr)
+    assert complaints == ""
+    return done.stdout
+
+
+def run_python(script: str, *arguments: str, env: dict[str, str] | None = None) -> str:
+    return run(sys.executable, "-W", "error", EXAMPLES / script, *arguments, env=env)
+
+
+def rows(output: str) -> dict[str, list[str]]:
+    """The table's lines by their first cell; cells are two blanks apart."""
+    cells = [re.split(r"\s{2,}", line.strip()) for line in output.splitlines()]
+    return {first: rest for first, *rest in cells if rest}
+
+
+def test_the_demo_shows_every_ending() -> None:
+    """The demo's table has each call with its outcome, exact counts and where they come from."""
+    began = time.monotonic()
+    output = run_python("demo.py")
+    assert time.monotonic() - began < 20
+    table = rows(output)
+    assert table["a crew of emoji"][:7] == ["completed", "20", "34", "213", "0", "0", "stream"]
+    assert table["a thinker"][:7] == ["completed", "18", "1,840", "969", "1,664", "960", "stream"]
+    assert table["out of tokens"][0::6] == ["incomplete", "stream"]
+    assert table["cut by network"][2:7] == ["52", "388", "0", "0", "retrieval"]
+    assert table["closed half-way"][0::6] == ["closed", "retrieval"]
+    assert table["a cancelled task"][0::6] == ["cancelled", "retrieval"]
+    assert table["cut, store=False"][2:7] == ["-", "-", "-", "-", "not_stored"]
+    assert table["cut and resumed"][3] == "276"
+    assert table["cut and resumed"][6] in {"observation", "retrieval"}
+    assert table["└ fetched again"][2:7] == ["-"] * 5
+    assert table["gpt-5.4-mini"][:3] == ["output", "7", "2,640"]
+    assert "The server billed 2,760 output tokens. Telemetry has 2,640 of them" in output
+
+
+def test_the_demo_also_exports_to_an_endpoint_of_the_user() -> None:
+    """With an endpoint in the environment everything is sent there as well, and the demo says so."""
+    with OtlpReceiver() as receiver:
+        endpoint = receiver.http_endpoint
+        told = {OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, OTEL_EXPORTER_OTLP_PROTOCOL: "http/protobuf"}
+        output = run_python("demo.py", env=told)
+        assert len(receiver.wait_for_spans(17)) == 17
+        assert receiver.wait_for_metric("gen_ai.client.token.usage").unit == "{token}"
+    assert f"Sent to {endpoint}, with the metrics: 17 of 17 spans accepted" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), {"outcome": ["completed"], "known from": ["stream"]}),
+        (("--cut",), {"outcome": ["cut"], "known from": ["retrieval"]}),
+    ],
+)
+def test_the_token_report_shows_what_deltas_do_not_tell(
+    arguments: tuple[str, ...], expected: dict[str, list[str]]
+) -> None:
+    """The report sets deltas against tokens, of a whole stream and of one that was cut."""
+    table = rows(run_python("token_report.py", *arguments))
+    assert table.items() >= expected.items()
+    assert table.items() >= {"tokens billed": ["187"], "of them reasoning": ["128"]}.items()
+    assert table["text assembled"][0].startswith("A crew of five: 👩🏽‍🚀")
+    assert ("looked up" in table) == bool(arguments)
+    assert int(table["deltas counted"][0].split()[0]) <= 14
+
+
+def test_instrumenting_by_hand_exports_traces_and_metrics() -> None:
+    """The example prints the answer, and what arrived in its stand-in receiver."""
+    output = run_python("manual.py")
+    assert output.startswith("A crew of five: ")
+    assert rows(output)["chat gpt-5.4-mini"][:7] == ["completed", "14", "23", "187", "0", "128", "stream"]
+
+
+def test_instrumenting_by_hand_exports_to_an_endpoint_of_the_user() -> None:
+    """With an endpoint in the environment the example sends its span there and prints nothing else."""
+    with OtlpReceiver() as receiver:
+        output = run_python("manual.py", env={OTEL_EXPORTER_OTLP_ENDPOINT: receiver.grpc_endpoint})
+        [span] = receiver.wait_for_spans(1)
+    assert span.attributes["gen_ai.usage.output_tokens"] == 187
+    assert len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_an_application_is_instrumented_without_a_line_of_code(protocol: str) -> None:
+    """Environment variables alone give an ordinary application its span and its metrics."""
+    output = run(EXAMPLES / "zero_code" / "run", env={OTEL_EXPORTER_OTLP_PROTOCOL: protocol})
+    assert output.startswith("A crew of five: ")
+    assert rows(output)["chat gpt-5.4-mini"][:7] == ["completed", "14", "23", "187", "0", "128", "stream"]
+    assert "otel" not in (EXAMPLES / "zero_code" / "app.py").read_text().lower()
