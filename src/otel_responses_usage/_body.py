@@ -21,6 +21,10 @@ class BodyReader(Protocol):
         """Whether the body has said that nothing follows."""
         ...
 
+    def repeats(self, piece: bytes) -> bool:
+        """Take a piece if that can be done in passing, and say whether it was taken."""
+        ...
+
     def feed(self, piece: bytes) -> int:
         """Take the next bytes, and say how many of them, 0 for all; the rest is to be fed later."""
         ...
@@ -36,6 +40,10 @@ class DocumentReader:
         self._pieces: list[bytes] = []
         self._size = 0
         self.done = False
+
+    def repeats(self, piece: bytes) -> bool:  # noqa: ARG002
+        """No piece of a document is like the one before."""
+        return False
 
     def feed(self, piece: bytes) -> int:
         """Take the next bytes of the document."""

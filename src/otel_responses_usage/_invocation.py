@@ -83,6 +83,11 @@ class Invocation:
         self._reader = body_reader(content_type, self._state)
         self._make_target = make_target
 
+    @property
+    def passes(self) -> Callable[[bytes], bool]:
+        """A quick way for most pieces of the answer: it says whether `on_bytes` need not see this one."""
+        return self._reader.repeats if self._reader is not None and not self._ended else _sees_nothing
+
     def on_bytes(self, piece: bytes) -> int:
         """Take the next bytes of the answer, and say how many of them, 0 for all.
 
@@ -156,7 +161,7 @@ class Invocation:
         elif self._stream_error() is None and can_read_on and self._wants_tail():
             end_ns = self._end()
             if end_ns is not None:
-                self._state.counts = False
+                self._state.freeze()
                 self._tail_of.append(end_ns)
                 return self._config.tail_timeout
         else:
@@ -326,3 +331,7 @@ def _ending_of_error(error: BaseException) -> Ending:
         return Ending(Outcome.CANCELLED, name)
     code = getattr(error, "code", None)  # of the API's error body, where the SDK found one
     return Ending(Outcome.ERROR, code if isinstance(code, str) and code else name)
+
+
+def _sees_nothing(_: bytes) -> bool:
+    return False

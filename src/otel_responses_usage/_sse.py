@@ -11,12 +11,12 @@ _LINE_END: Final = re.compile(rb"\r\n|\r|\n")
 _DATA: Final = b"data:"
 # Most servers write the type first; then an event is known by its first few bytes.
 _LEADING_TYPE: Final = re.compile(rb'data:\s*\{\s*"type"\s*:\s*"([^"\\]{1,128})"')
-_LEADING_LINES: Final = re.compile(rb'(?:event:[^\r\n]*\r?\n)?data: ?\{"type": ?"[^"\\\r\n]{1,128}"')
+_LEADING_LINES: Final = re.compile(rb'(?:event:[^\r\n]*\r?\n)?data: ?\{"type": ?"([^"\\\r\n]{1,128})"')
 _LONGEST_LEAD: Final = 256
 # How the type of a life-cycle event is written. Inside of a JSON string its quotes would be escaped.
 _LIFE_TYPES: Final = (b'"type":"response.', b'"type": "response.')
 _LAST_WORDS: Final = (b'completed"', b'incomplete"', b'failed"')
-_NEVER: Final = b"\xff\xff"  # in no UTF-8 text, so no piece begins with it
+_NEVER: Final[tuple[bytes, ...]] = ()  # no piece begins with one of these
 
 
 class EventSink(Protocol):
@@ -52,13 +52,13 @@ class EventReader:
         "_after_cr",
         "_data",
         "_head",
+        "_head_size",
         "_kind",
         "_line",
-        "_newlines",
-        "_returns",
         "_sink",
         "_skips_line",
         "_tail",
+        "_tail_size",
         "_unwanted",
         "done",
     )
@@ -74,10 +74,10 @@ class EventReader:
         self._data: list[bytes] = []  # its data lines
         self._unwanted = False  # its data lines are not kept
         # How a piece begins and ends that is one more event of the last one's type:
-        self._head = _NEVER
+        self._head: bytes | tuple[bytes, ...] = _NEVER
+        self._head_size = 0
         self._tail = b""
-        self._newlines = 0
-        self._returns = 0
+        self._tail_size = 0
 
     def feed(self, piece: bytes) -> int:
         """Take the next bytes of the stream, and say how many of them, 0 for all.
@@ -86,19 +86,28 @@ class EventReader:
         come before it. They are to be fed when somebody asks for them, or never will: so a reader who is
         still busy with the events before has not reached the end yet.
         """
-        # Servers write one event a piece, and most events are deltas like the one before. The counts of
-        # LF and CR prove that the piece holds one event and no further line.
-        if (
-            piece.startswith(self._head)
-            and piece.endswith(self._tail)
-            and piece.count(b"\n") == self._newlines
-            and piece.count(b"\r") == self._returns
-        ):
-            self._sink.on_repeat()
+        if self.repeats(piece):
             return 0
         border = _before_last_event(piece)
         self._read(piece[:border] if border else piece)
         return border
+
+    def repeats(self, piece: bytes) -> bool:
+        """Take a piece that is one more event of the last one's type, and say whether it was one.
+
+        Servers write one event a piece, and most events are deltas like the one before: the same
+        beginning, the same end, and no further line between them.
+        """
+        border = len(piece) - self._tail_size
+        if (
+            piece.startswith(self._head)
+            and piece.endswith(self._tail)
+            and piece.find(b"\n", self._head_size, border) < 0
+            and piece.find(b"\r", self._head_size, border) < 0
+        ):
+            self._sink.on_repeat()
+            return True
+        return False
 
     def _read(self, piece: bytes) -> None:
         self._head = _NEVER
@@ -121,18 +130,18 @@ class EventReader:
         return not (self._line or self._skips_line or self._after_cr or self._data or self._unwanted)
 
     def _learn(self, piece: bytes) -> None:
+        """Remember how a piece begins and ends that is one event which is not wanted."""
         lead = _LEADING_LINES.match(piece)
         if lead is None or self.done:
             return
-        head = lead[0]
-        newline = b"\r\n" if piece.endswith(b"\r\n") else b"\n"
-        lines = head.count(newline) + 2
-        returns = lines if newline == b"\r\n" else 0
-        one_event = (
-            piece.endswith(newline * 2) and piece.count(b"\n") == lines and piece.count(b"\r") == returns
-        )
-        if one_event and not self._sink.wants(_leading_type(piece[piece.find(_DATA) :]) or ""):
-            self._head, self._tail, self._newlines, self._returns = head, newline * 2, lines, returns
+        tail = b"\r\n\r\n" if piece.endswith(b"\r\n") else b"\n\n"
+        if (
+            piece.endswith(tail)
+            and _LINE_END.search(piece, lead.end(), len(piece) - len(tail)) is None
+            and not self._sink.wants(lead[1].decode("utf-8", "replace"))
+        ):
+            self._head, self._head_size = lead[0], lead.end()
+            self._tail, self._tail_size = tail, len(tail)
 
     def _continue_line(self, rest: bytes) -> None:
         if self._skips_line:
@@ -198,7 +207,7 @@ def _before_last_event(piece: bytes) -> int:
     if at < 0 or not piece.startswith(_LAST_WORDS, piece.index(b".", at) + 1):
         return 0
     ends = (piece.rfind(blank_line, 0, at) + len(blank_line) for blank_line in (b"\n\n", b"\r\n\r\n"))
-    border = max(ends)
+    border = max(ends)  # without any, a place where no event begins
     return border if piece.startswith((b"event:", _DATA), border) else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from array import array
 from collections.abc import Mapping
@@ -28,27 +29,23 @@ class AnswerState:
 
     Attributes:
         response: The latest sight of the response object.
-        events: Events received.
-        deltas: Events that carry a piece of the answer, by their kind: the type without `response.` and
-            `.delta`. A server of very many kinds has the rest of them counted as `other`.
         ending: How the response ended, once a terminal event or a whole body has said so.
         source: Where `response.usage` was read.
-        counts: Whether events still count, which they do while they are the application's.
         first_delta_at: When the first delta arrived, by `time.perf_counter_ns`.
 
     """
 
     __slots__ = (
+        "_counts",
+        "_deltas",
+        "_events",
         "_gap_stride",
         "_gaps_us",
-        "_is_delta",
         "_kind",
         "_last_delta_at",
-        "_skipped_gaps",
-        "counts",
-        "deltas",
+        "_repeats",
+        "_until_gap",
         "ending",
-        "events",
         "first_delta_at",
         "response",
         "source",
@@ -57,19 +54,45 @@ class AnswerState:
 
     def __init__(self) -> None:
         self.response = _NOTHING
-        self.counts = True
-        self.events = 0
-        self.deltas: dict[str, int] = {}
         self.ending: Ending | None = None
         self.stream_error: str | None = None  # the code of an `error` event
         self.source = UsageSource.STREAM
         self.first_delta_at: int | None = None
+        self._counts = True
+        self._events = 0
+        self._deltas: dict[str, int] = {}
+        self._kind: str | None = None  # of the last event, if that was a delta
+        self._repeats = 0  # of the last event, not yet in the counts
         self._last_delta_at = 0
-        self._kind = ""  # of the last event, if that was a delta
-        self._is_delta = False
         self._gaps_us = array("Q")
         self._gap_stride = 1
-        self._skipped_gaps = 0
+        self._until_gap = 0  # deltas to pass over before the next gap
+
+    @property
+    def events(self) -> int:
+        """Events received."""
+        self._count_repeats()
+        return self._events
+
+    @property
+    def deltas(self) -> dict[str, int]:
+        """Events that carry a piece of the answer, by their kind: the type without `response.` and `.delta`.
+
+        A server of very many kinds has the rest of them counted as `other`.
+        """
+        self._count_repeats()
+        return self._deltas
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Seconds between deltas: every one of a short stream, each n-th one of a long stream."""
+        return [gap / 1e6 for gap in self._gaps_us]
+
+    def freeze(self) -> None:
+        """Count no event any more, but go on to learn of the response."""
+        self._count_repeats()
+        self._counts = False
+        self._until_gap = sys.maxsize
 
     def wants(self, kind: str) -> bool:
         """Whether the data of events of this type is worth decoding: it carries the response, or an error."""
@@ -82,11 +105,12 @@ class AnswerState:
         """Fold one event in. What follows the event that ended the response is not part of the call."""
         if self.ending is not None:
             return
-        self.events += self.counts
-        self._is_delta = self.counts and kind is not None and kind.endswith(_DELTA)
-        if self._is_delta and kind is not None:
-            self._kind = self._kind_of(kind)
-            self._count_delta()
+        self._count_repeats()
+        self._events += self._counts
+        is_delta = kind is not None and kind.endswith(_DELTA)
+        self._kind = self._kind_of(kind) if kind is not None and is_delta else None
+        if is_delta and self._counts:
+            self._on_delta()
         elif kind in _PROGRESS and data is None:
             self.response = self.response.updated(Response(status=kind[len(_LIFE) :]))
         elif data is not None:
@@ -94,12 +118,12 @@ class AnswerState:
 
     def on_repeat(self) -> None:
         """Count one more event of the last one's type."""
-        if self.ending is not None:
-            return
-        if self.counts:
-            self.events += 1
-            if self._is_delta:
-                self._count_delta()
+        # This is what most events come to, so all that can wait is left to `_count_repeats`.
+        self._repeats += 1
+        if self._until_gap > 1:
+            self._until_gap -= 1
+        elif self._kind is not None:
+            self._time_delta()
 
     def on_garbled(self) -> None:
         """Count an event that nobody can read, and on which the SDK raises."""
@@ -119,11 +143,6 @@ class AnswerState:
             # An answer whose work goes on in the background is a call that did what it was asked.
             self.ending = ending_of(self.response, "completed")
 
-    @property
-    def gaps_s(self) -> list[float]:
-        """Seconds between deltas: every one of a short stream, each n-th one of a long stream."""
-        return [gap / 1e6 for gap in self._gaps_us]
-
     def _observe(self, kind: str, data: Mapping[str, Any]) -> None:
         said = kind.removeprefix(_LIFE)
         ends = kind.startswith(_LIFE) and said in TERMINAL_STATUSES
@@ -140,19 +159,35 @@ class AnswerState:
 
     def _kind_of(self, kind: str) -> str:
         name = kind.removeprefix(_LIFE).removesuffix(_DELTA)
-        return name if name in self.deltas or len(self.deltas) < _MOST_KINDS else _OTHER_KIND
+        return name if name in self._deltas or len(self._deltas) < _MOST_KINDS else _OTHER_KIND
 
-    def _count_delta(self) -> None:
-        self.deltas[self._kind] = self.deltas.get(self._kind, 0) + 1
-        now = time.perf_counter_ns()
+    def _count_repeats(self) -> None:
+        repeats, self._repeats = self._repeats, 0
+        if repeats and self._counts and self.ending is None:
+            self._events += repeats
+            if self._kind is not None:
+                self._deltas[self._kind] = self._deltas.get(self._kind, 0) + repeats
+
+    def _on_delta(self) -> None:
+        assert self._kind is not None  # noqa: S101
+        self._deltas[self._kind] = self._deltas.get(self._kind, 0) + 1
         if self.first_delta_at is None:
-            self.first_delta_at = now
-        elif self._skipped_gaps:
-            self._skipped_gaps -= 1
+            self.first_delta_at = self._last_delta_at = time.perf_counter_ns()
+        elif self._until_gap > 1:
+            self._until_gap -= 1
         else:
-            self._gaps_us.append((now - self._last_delta_at) // 1000)
-            if len(self._gaps_us) >= _MOST_GAPS:
-                self._gaps_us = self._gaps_us[::2]
+            self._time_delta()
+
+    def _time_delta(self) -> None:
+        """Take the time of a delta: one at which a gap begins, or ends, or both."""
+        now = time.perf_counter_ns()
+        if self._until_gap:
+            self._until_gap = 0
+        else:
+            gaps = self._gaps_us
+            gaps.append((now - self._last_delta_at) // 1000)
+            if len(gaps) >= _MOST_GAPS:
+                self._gaps_us = gaps[::2]
                 self._gap_stride *= 2
-            self._skipped_gaps = self._gap_stride - 1
+            self._until_gap = self._gap_stride - 1
         self._last_delta_at = now

@@ -55,8 +55,10 @@ class _Tap:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _feed(self) -> Callable[[bytes], int]:
-        return self._invocation.on_bytes if self._decode is None else self._feed_decoded
+    def _feeds(self) -> tuple[Callable[[bytes], bool], Callable[[bytes], int]]:
+        if self._decode is None:
+            return self._invocation.passes, self._invocation.on_bytes
+        return _never_passes, self._feed_decoded
 
     def _feed_decoded(self, piece: bytes) -> int:
         plain = self._decoded(piece)
@@ -89,11 +91,10 @@ class _Tap:
             self._invocation.on_bytes(self._held)
         return self._invocation.on_close(_raised_by_readers(), can_read_on=self._source is not None)
 
-    def _refuse_if_closed(self) -> None:
-        """Raise what a closed connection raises, where in truth it is being read on."""
-        if self._tail is not None:
-            library = sys.modules[type(self._stream).__module__.partition(".")[0]]
-            raise library.ReadError("[Errno 9] Bad file descriptor")
+    def _refuse(self) -> None:
+        """Raise what a closed connection raises, though in truth it is being read on."""
+        library = sys.modules[type(self._stream).__module__.partition(".")[0]]
+        raise library.ReadError("[Errno 9] Bad file descriptor")
 
 
 class _SyncTap(_Tap):
@@ -102,18 +103,20 @@ class _SyncTap(_Tap):
         return self._reading  # type: ignore[no-any-return]
 
     def _read(self) -> Iterator[bytes]:
-        feed = self._feed()
+        passes, feed = self._feeds()
         try:
             self._source = iter(self._stream)
             for piece in self._source:
-                taken = feed(piece)
-                if taken:
-                    self._held = piece[taken:]
-                    yield piece[:taken]
-                    piece, self._held = self._held, b""
-                    feed(piece)
+                if not passes(piece):
+                    taken = feed(piece)
+                    if taken:
+                        self._held = piece[taken:]
+                        yield piece[:taken]
+                        piece, self._held = self._held, b""
+                        feed(piece)
                 yield piece
-                self._refuse_if_closed()
+                if self._tail is not None:
+                    self._refuse()
         except GeneratorExit:
             raise  # the reader is gone; whether the stream is closed is said by `close`
         except BaseException as error:
@@ -139,18 +142,20 @@ class _AsyncTap(_Tap):
         return self._reading  # type: ignore[no-any-return]
 
     async def _read(self) -> AsyncGenerator[bytes, None]:
-        feed = self._feed()
+        passes, feed = self._feeds()
         try:
             self._source = self._stream.__aiter__()
             async for piece in self._source:
-                taken = feed(piece)
-                if taken:
-                    self._held = piece[taken:]
-                    yield piece[:taken]
-                    piece, self._held = self._held, b""
-                    feed(piece)
+                if not passes(piece):
+                    taken = feed(piece)
+                    if taken:
+                        self._held = piece[taken:]
+                        yield piece[:taken]
+                        piece, self._held = self._held, b""
+                        feed(piece)
                 yield piece
-                self._refuse_if_closed()
+                if self._tail is not None:
+                    self._refuse()
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -197,6 +202,10 @@ def _decoder(response: Any) -> Callable[[bytes], bytes] | None:
         return plain if isinstance(plain, bytes) else b"".join(plain)
 
     return decode
+
+
+def _never_passes(_: bytes) -> bool:
+    return False
 
 
 def _connection(response: Any) -> Any:
