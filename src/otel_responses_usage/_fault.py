@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import traceback
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _logger = logging.getLogger("otel_responses_usage")
 _count: Callable[[], None] | None = None
@@ -19,6 +24,23 @@ def report(doing: str) -> None:
             _count()
         except Exception:
             _log("The fault could not be counted.")
+
+
+def contained(doing: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R | None]]:
+    """Return a decorator for functions that the application runs through: what they raise ends here."""
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R | None]:
+        @functools.wraps(function)
+        def contain(*args: _P.args, **kwargs: _P.kwargs) -> _R | None:
+            try:
+                return function(*args, **kwargs)
+            except Exception:
+                report(doing)
+                return None
+
+        return contain
+
+    return decorate
 
 
 def count_with(count: Callable[[], None] | None) -> None:

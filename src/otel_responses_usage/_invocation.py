@@ -107,6 +107,7 @@ class Invocation:
             self.finish(ending)
         return taken
 
+    @_fault.contained("reading an answer")
     def on_document(self, content: bytes) -> None:
         """Take a body that has been read whole. The call ends when the SDK has made its object of it."""
         taken = self.on_bytes(content)
@@ -115,20 +116,24 @@ class Invocation:
         self._read_document()
         self._answered = True
 
+    @_fault.contained("ending a call")
     def on_return(self) -> None:
         """Note that the SDK has given the application its object."""
         if self._answered:
             self.on_body_end()
 
+    @_fault.contained("ending a call")
     def on_raise(self, error: BaseException) -> None:
         """Note that the call raised before the application had a stream."""
         self.finish(_ending_of_error(error))
 
+    @_fault.contained("ending a call")
     def on_body_end(self) -> None:
         """Note that the body ended cleanly."""
         self._read_document()
         self.finish(self._state.ending or self._stream_error() or TRUNCATED)
 
+    @_fault.contained("ending a call")
     def on_read_error(self, error: BaseException, *, closed: bool) -> None:
         """Note that reading raised; `closed` says that the application closed the stream meanwhile."""
         if not isinstance(error, Exception):
@@ -138,6 +143,7 @@ class Invocation:
                 self._stream_error() or (CLOSED if closed else Ending(Outcome.CUT, type(error).__name__))
             )
 
+    @_fault.contained("ending a call")
     def on_close(self, raised: BaseException | None, *, can_read_on: bool) -> float:
         """Note that the stream was closed.
 
@@ -180,6 +186,7 @@ class Invocation:
             self._reader = None
         return self._reader is None or self._state.ending is not None
 
+    @_fault.contained("ending a call")
     def on_tail_end(self) -> None:
         """Note that the stream is not read on any more."""
         try:
@@ -201,8 +208,10 @@ class Invocation:
         end_ns = self._end()
         if end_ns is not None:
             ending = self._stream_error() or ABANDONED
-            self._recovery.run_later(lambda: self._settle(ending, end_ns))
+            settle = _fault.contained("ending a call")(self._settle)
+            self._recovery.run_later(lambda: settle(ending, end_ns))
 
+    @_fault.contained("ending a call")
     def finish(self, ending: Ending) -> None:
         """End the call now, if it has not ended yet."""
         end_ns = self._end()
@@ -228,11 +237,8 @@ class Invocation:
         return self._start_ns + time.perf_counter_ns() - self._start_counter
 
     def _settle(self, ending: Ending, end_ns: int) -> None:
-        try:
-            self._on_finish(self)
-            self._close_books(ending, end_ns)
-        except Exception:
-            _fault.report("ending a call")
+        self._on_finish(self)
+        self._close_books(ending, end_ns)
 
     def _close_books(self, ending: Ending, end_ns: int) -> None:
         response = self._state.response

@@ -139,11 +139,7 @@ class Recovery:
         self._waiting[job] = None
         if job.response_id not in self._by_id:  # a server that hands an id out twice is served twice
             self._by_id[job.response_id] = job
-        try:
-            self._running_worker().put(job)
-        except RuntimeError:  # the interpreter is shutting down and starts no more threads
-            self._forget(job)
-            return MissingReason.SHUTDOWN
+        self._running_worker().put(job)
         return None
 
     def run_later(self, errand: Callable[[], None]) -> None:
@@ -156,7 +152,7 @@ class Recovery:
             # `Thread.start` takes locks that the thread which the collector interrupts may hold. At the
             # end of the interpreter no thread starts; then `drain` runs the errands.
             with contextlib.suppress(RuntimeError):
-                _thread.start_new_thread(self._start_worker, ())
+                _thread.start_new_thread(lambda: self._running_worker().wake(), ())
 
     def awaits(self, response_id: str) -> bool:
         """Whether a job waits for this response."""
@@ -173,6 +169,8 @@ class Recovery:
         deadline = time.monotonic() + timeout_s
         self._run_errands()
         worker = self._worker
+        if worker is not None and worker.has_no_thread:
+            worker.serve_here(timeout_s)
         while self._waiting and worker is not None and worker.is_alive():
             left_s = deadline - time.monotonic()
             if left_s <= 0:
@@ -210,16 +208,12 @@ class Recovery:
                 return
             errand()
 
-    def _start_worker(self) -> None:
-        with contextlib.suppress(RuntimeError):
-            self._running_worker().wake()
-
     def _running_worker(self) -> _Worker:
         worker = self._worker
-        if worker is None or not worker.is_alive():
+        if worker is None or not worker.is_usable():
             with self._starting:
                 worker = self._worker
-                if worker is None or not worker.is_alive():
+                if worker is None or not worker.is_usable():
                     worker = _Worker(
                         self._config.max_concurrency,
                         self._make_retriever,
@@ -276,6 +270,7 @@ class _Worker:
         forget: Callable[[Job], None],
     ) -> None:
         self.settled = threading.Event()
+        self.has_no_thread = False
         self._slots = asyncio.Semaphore(max_concurrency)
         self._policy = RetrievalPolicy()
         self._make_retriever = make_retriever
@@ -290,10 +285,23 @@ class _Worker:
         self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            # The interpreter is shutting down, and since Python 3.12 it starts no thread then. Whoever
+            # waits for the jobs does them.
+            self.has_no_thread = True
 
     def is_alive(self) -> bool:
         return self._thread.is_alive()
+
+    def is_usable(self) -> bool:
+        return self.has_no_thread or self._thread.is_alive()
+
+    def serve_here(self, timeout_s: float) -> None:
+        """Do in the calling thread what there is to do, for so long at most."""
+        with suppress_instrumentation(), contextlib.suppress(asyncio.TimeoutError):
+            self._loop.run_until_complete(asyncio.wait_for(self._serve(until_idle=True), timeout_s))
 
     def put(self, job: Job) -> None:
         self._inbox.append(job)
@@ -308,7 +316,9 @@ class _Worker:
     def stop(self, timeout_s: float) -> None:
         self._stopping = True
         self.wake()
-        if self._thread is not threading.current_thread():
+        if self.has_no_thread:
+            self._loop.close()
+        elif self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
 
     def _call(self, function: Callable[..., object], *args: object) -> None:
@@ -334,7 +344,7 @@ class _Worker:
                     job.finish(Retrieved(None, MissingReason.SHUTDOWN), UsageSource.RETRIEVAL)
                 self.settled.set()
 
-    async def _serve(self) -> None:
+    async def _serve(self, *, until_idle: bool = False) -> None:
         retriever = self._make_retriever()
         try:
             while not self._stopping:
@@ -344,6 +354,8 @@ class _Worker:
                     job = self._inbox.popleft()
                     if job.is_open:
                         self._tasks[job] = self._loop.create_task(self._settle(job, retriever))
+                if until_idle and not self._tasks:
+                    break
                 await self._wake.wait()
         finally:
             tasks = list(self._tasks.values())
@@ -367,6 +379,7 @@ class _Worker:
             self._forget(job)
             job.finish(result, UsageSource.RETRIEVAL)
             self.settled.set()
+            self._wake.set()
 
     async def _look_up(self, job: Job, retriever: Retriever) -> Retrieved:
         task = asyncio.current_task()

@@ -15,6 +15,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from .. import _fault
 from .._invocation import Invocation
 from .._ledger import Ledger
+from .._outcome import CLOSED
 from .._request import (
     ResponsesRequest,
     Server,
@@ -45,10 +46,11 @@ class HttpSurface:
 
     def request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
         """Make a call under its span."""
-        invocation = self._open(client, args, kwargs)
+        options = _options(args, kwargs)
+        invocation = self._open(client, options)
         if invocation is None:
             return wrapped(*args, **kwargs)
-        token = context.attach(_context_with(invocation))
+        token = context.attach(_context_with(invocation, options))
         try:
             result = wrapped(*args, **kwargs)
         except BaseException as error:
@@ -61,10 +63,11 @@ class HttpSurface:
 
     async def async_request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
         """Make a call under its span."""
-        invocation = self._open(client, args, kwargs)
+        options = _options(args, kwargs)
+        invocation = self._open(client, options)
         if invocation is None:
             return await wrapped(*args, **kwargs)
-        token = context.attach(_context_with(invocation))
+        token = context.attach(_context_with(invocation, options))
         try:
             result = await wrapped(*args, **kwargs)
         except BaseException as error:
@@ -77,14 +80,18 @@ class HttpSurface:
 
     def process_response(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
         """Look at the answer, before anything is made of it. Serves both clients: it awaits nothing."""
+        invocation = None
         try:
-            invocation = context.get_value(_INVOCATION)
-            if isinstance(invocation, Invocation):
-                _watch(invocation, client, kwargs["response"])
+            options, response = kwargs["options"], kwargs["response"]
+            invocation = _invocation_of(options)
+            if invocation is not None:
+                _watch(invocation, client, response)
             else:
-                self._learn_from(kwargs["options"], kwargs["response"])
+                self._learn_from(options, response)
         except Exception:
             _fault.report("looking at an answer")
+            if invocation is not None:
+                invocation.finish(CLOSED)  # nothing more will be heard of it
         return wrapped(*args, **kwargs)
 
     def _learn_from(self, options: Any, response: Any) -> None:
@@ -96,19 +103,29 @@ class HttpSurface:
             if isinstance(document, Mapping):
                 self._ledger.observe(Response.from_json(document))
 
-    def _open(self, client: Any, args: Any, kwargs: Any) -> Invocation | None:
-        try:
-            if not is_instrumentation_enabled():
-                return None
-            request = _describe(client, kwargs.get("options", args[1] if len(args) > 1 else None))
-            return None if request is None else self._ledger.open(request)
-        except Exception:
-            _fault.report("opening a call")
-            return None
+    @_fault.contained("opening a call")
+    def _open(self, client: Any, options: Any) -> Invocation | None:
+        request = _describe(client, options) if is_instrumentation_enabled() else None
+        return None if request is None else self._ledger.open(request)
 
 
-def _context_with(invocation: Invocation) -> context.Context:
-    return context.set_value(_INVOCATION, invocation, trace.set_span_in_context(invocation.span))
+def _options(args: Any, kwargs: Any) -> Any:
+    return kwargs["options"] if "options" in kwargs else args[1] if len(args) > 1 else None
+
+
+def _context_with(invocation: Invocation, options: Any) -> context.Context:
+    current = trace.set_span_in_context(invocation.span)
+    return context.set_value(_INVOCATION, (invocation, options.method, options.url), current)
+
+
+def _invocation_of(options: Any) -> Invocation | None:
+    """Return the call whose answer this is. A callable of the application's may make others inside of it."""
+    value = context.get_value(_INVOCATION)
+    if not isinstance(value, tuple):
+        return None
+    invocation, method, url = value
+    is_its_own = method == options.method and url.partition("?")[0] == options.url.partition("?")[0]
+    return invocation if is_its_own else None
 
 
 def _watch(invocation: Invocation, client: Any, response: Any) -> None:

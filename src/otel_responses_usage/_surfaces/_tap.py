@@ -30,6 +30,7 @@ def tap(response: Any, invocation: Invocation) -> None:
             # otherwise pass for the application's.
             invocation.watch = weakref.ref(response, invocation.on_lost)
             return
+    raise TypeError(f"the body of an answer is a {type(stream).__name__}")
 
 
 class _Tap:
@@ -89,7 +90,7 @@ class _Tap:
             return 0.0
         if self._held:
             self._invocation.on_bytes(self._held)
-        return self._invocation.on_close(_raised_by_readers(), can_read_on=self._source is not None)
+        return self._invocation.on_close(_raised_by_readers(), can_read_on=self._source is not None) or 0.0
 
     def _refuse(self) -> None:
         """Raise what a closed connection raises, though in truth it is being read on."""
