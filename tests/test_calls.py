@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import time
+import warnings
 from typing import Any
 
 import openai
 import pytest
+import wrapt
 from openai.types.responses import Response, ResponseTextDeltaEvent
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
@@ -18,7 +21,7 @@ from pydantic import BaseModel
 from calls import CUT, HTTP, since
 from conftest import Instrument, Serve
 from embedded.answer import OUT_OF_QUOTA, Answer, FunctionCall, usage
-from embedded.http_server import Cut, Hold, Reply, ScriptedServer
+from embedded.http_server import Cut, Hold, Reply, ScriptedServer, Send, frame
 from embedded.responses_api import Plan, ResponsesAPI, error
 from observed import Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import ResponsesUsageInstrumentor
@@ -47,9 +50,8 @@ def test_the_whole_span_of_a_drained_stream(observed: Observed, serve: Serve) ->
             top_p=1,
             reasoning={"effort": "low"},
             previous_response_id="resp_before",
-            extra_body={"conversation": {"id": "conv_1"}},
             text={"format": {"type": "text"}},
-            service_tier="flex",
+            extra_body={"conversation": {"id": "conv_1"}, "service_tier": "flex"},
         )
         events = list(stream)
     span = observed.span()
@@ -313,18 +315,139 @@ def test_the_terminal_event_ends_the_call(observed: Observed, serve: Serve) -> N
     assert observed.tokens() == {"input": (1, 7), "output": (1, 21)}
 
 
-def test_a_stream_closed_at_its_last_delta_may_have_its_usage_already(
-    observed: Observed, serve: Serve
+def in_pieces(kind: str) -> Reply:
+    """The whole answer in one go: as one chunk of HTTP, a chunk for each event, or all in one segment."""
+    frames = [frame(event) for event in ANSWER.events()]
+    if kind == "chunk":
+        return Reply(steps=(Send(b"".join(frames)), Hold()))
+    if kind == "chunks":
+        return Reply(steps=(*(Send(one) for one in frames), Hold()))
+    raw = b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in frames)
+    headers = {"content-type": "text/event-stream", "transfer-encoding": "chunked"}
+    return Reply(headers=headers, steps=(Send(raw), Hold()), chunked=False)
+
+
+@pytest.mark.parametrize("kind", ["chunk", "chunks", "segment"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "asyncio"])
+def test_a_terminal_event_that_has_arrived_counts(
+    kind: str, is_async: bool, observed: Observed, serve: Serve
 ) -> None:
-    """A terminal event that has arrived counts, though the application closed before it."""
-    whole = b"".join(Reply.sse(ANSWER.events()).steps[n].data for n in range(len(ANSWER.events())))  # type: ignore[union-attr]
-    server = serve(lambda _: Reply.sse([whole], end=Hold()))
-    with client_of(server) as client, client.responses.create(**ASKED, stream=True) as stream:
-        next(event for event in stream if event.type.endswith(".delta"))
+    """A stream closed at its last delta may have its usage in the read buffer: it is found there."""
+    server = serve(lambda _: in_pieces(kind))
+
+    def sync() -> None:
+        with client_of(server) as client, client.responses.create(**ASKED, stream=True) as stream:
+            deltas = (event for event in stream if event.type.endswith(".delta"))
+            for _ in ANSWER.pieces:
+                next(deltas)
+            time.sleep(0.1)
+
+    async def main() -> None:
+        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0)
+        async with await client.responses.create(**ASKED, stream=True) as stream:
+            left = len(ANSWER.pieces)
+            while left:
+                left -= (await anext(stream)).type.endswith(".delta")
+        await client.close()
+
+    asyncio.run(main()) if is_async else sync()
     attributes = attributes_of(observed)
+    if is_async and attributes["openai_responses.stream.outcome"] == "closed":
+        # What the loop has not taken off the socket yet cannot be had without waiting for the loop.
+        pytest.skip("the terminal event had not arrived")
     assert attributes["openai_responses.stream.outcome"] == "completed"
     assert attributes["openai_responses.usage.source"] == "stream"
+    assert attributes["openai_responses.stream.events"] == len(ANSWER.events())
     assert len(server.requests) == 1
+
+
+def test_what_the_application_did_not_ask_for_does_not_count(observed: Observed, serve: Serve) -> None:
+    """Events left in the buffer of a stream that is closed half-way are not events of the application's."""
+    frames = [frame(event) for event in ANSWER.events()[:-1]]
+    answers = ResponsesAPI(lambda _: Reply(steps=(*(Send(one) for one in frames), Hold())))
+    with client_of(serve(answers)) as client, client.responses.create(**ASKED, stream=True) as stream:
+        next(stream)
+        time.sleep(0.1)
+    attributes = attributes_of(observed)
+    assert attributes["openai_responses.stream.outcome"] == "closed"
+    assert attributes["openai_responses.stream.events"] < len(frames)
+
+
+@pytest.mark.parametrize("kind", ["content", "bytes", "model"])
+def test_a_body_of_the_application_s_own_is_described(kind: str, observed: Observed, serve: Serve) -> None:
+    """`client.post` with a body that is not a dict is described as it is sent."""
+    asked = {"model": "gpt-5.4-mini", "input": "x", "stream": True, "store": False}
+    text = json.dumps(asked).encode()
+    sent: dict[str, Any] = {
+        "content": {"content": text},
+        "bytes": {"body": text},
+        "model": {"body": asked},
+    }[kind]
+    server = serve(ResponsesAPI(lambda _: Plan(ANSWER, cut_after=5, end=Cut())))
+    options: Any = {"headers": {"content-type": "application/json"}}
+    with client_of(server) as client, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        kinds: Any = {"cast_to": object, "stream": True, "stream_cls": openai.Stream[object]}
+        try:
+            stream = client.post("/responses", options=options, **kinds, **sent)
+        except TypeError:
+            pytest.skip("not in this release of the SDK")
+        with pytest.raises(CUT):
+            list(stream)
+    attributes = attributes_of(observed)
+    assert attributes["gen_ai.request.model"] == "gpt-5.4-mini"
+    assert attributes["openai_responses.usage.missing_reason"] == "not_stored"
+
+
+def test_a_call_inside_of_a_call_is_told_apart(observed: Observed, serve: Serve) -> None:
+    """An api_key callable that itself uses the SDK does not confuse the call that asked for the key."""
+    api = ResponsesAPI(lambda _: Plan(ANSWER))
+    server = serve(
+        lambda request: (
+            Reply.json({"data": [], "object": "list"}) if "models" in request.path else api(request)
+        )
+    )
+    inner = client_of(server)
+
+    def key() -> str:
+        inner.models.list()
+        return "k"
+
+    try:
+        client = client_of(server, api_key=key)
+    except openai.OpenAIError:
+        pytest.skip("not in this release of the SDK")
+    with client, inner:
+        list(client.responses.create(**ASKED, stream=True))
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+
+
+def test_a_wrapper_of_somebody_else_s_stays(instrument: Instrument, serve: Serve) -> None:
+    """What another package has wrapped around ours is still there afterwards, and ours is not."""
+    seen = []
+
+    def other(wrapped: Any, _: Any, args: Any, kwargs: Any) -> Any:
+        seen.append(wrapped.__name__)
+        return wrapped(*args, **kwargs)
+
+    from openai import _base_client
+
+    client_class = _base_client.SyncAPIClient
+    originals = {name: vars(client_class)[name] for name in ("request", "_process_response")}
+    instrument()
+    try:
+        for name in originals:
+            wrapt.wrap_function_wrapper(_base_client, f"SyncAPIClient.{name}", other)
+        ResponsesUsageInstrumentor().uninstrument()
+        observed = instrument()
+        with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER)))) as client:
+            events = list(client.responses.create(**ASKED, stream=True))
+        assert attributes_of(observed)["openai_responses.stream.events"] == len(events)
+        assert sorted(seen) == ["_process_response", "request"]
+    finally:
+        ResponsesUsageInstrumentor().uninstrument()
+        for name, original in originals.items():
+            setattr(client_class, name, original)
 
 
 @since(1, 82, 0)

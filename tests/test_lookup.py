@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from typing import Any
 
 import openai
@@ -386,3 +388,46 @@ def test_the_application_s_only_connection_is_never_waited_for(serve: Serve, ins
         began = time.monotonic()
         read_cut(client)
         assert time.monotonic() - began < 1.0
+
+
+def test_an_id_that_is_no_text_is_told_all_the_same(serve: Serve, instrument: Instrument) -> None:
+    """Half a character in an id, which no exporter could write, costs neither the span nor its batch."""
+    created = (
+        b'data: {"type":"response.created","response":{"id":"resp_\\ud800x","status":"in_progress"}}\n\n'
+    )
+    observed = instrument()
+    server = serve(
+        lambda request: Reply.sse([created], end=Cut()) if request.method == "POST" else Reply(405)
+    )
+    with client_of(server) as client:
+        read_cut(client)
+        observed.span()
+    assert outcome_of(observed)["usage.missing_reason"] == "unsupported"
+    assert (observed.span().attributes or {})["gen_ai.response.id"] == "resp_?x"
+
+
+def test_clients_that_come_and_go_leave_nothing_behind(serve: Serve, instrument: Instrument) -> None:
+    """An application that makes a client for every call does not collect connections of ours."""
+    observed = instrument()
+    server = serve(ResponsesAPI(lambda _: cut()))
+    for done in range(1, 21):
+        with client_of(server) as client:
+            read_cut(client)
+        observed.spans(done)
+    eventually(lambda: server.open_connections <= 5, "few connections")
+
+
+def test_a_waiting_call_does_not_hold_its_prompt(serve: Serve, instrument: Instrument) -> None:
+    """While a span waits for its usage, the request with its prompt can be forgotten."""
+    sent = []
+    hooks = {"request": [lambda request: sent.append(weakref.ref(request))]}
+    observed = instrument()
+    server = serve(ResponsesAPI(lambda _: Plan(ANSWER, cut_after=5, end=Hold(), fate="stuck")))
+    with client_of(server, http_client=HTTP.Client(event_hooks=hooks)) as client:
+        for _ in range(3):
+            with client.responses.create(model="m", input="x", stream=True) as stream:
+                next(stream)
+            del stream
+    gc.collect()
+    assert observed.pending() == 3
+    assert [request() for request in sent] == [None] * 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Collection
 from importlib.metadata import version
 from typing import Any, Final
@@ -11,13 +10,12 @@ from typing import Any, Final
 import wrapt
 from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
-from opentelemetry.instrumentation.utils import unwrap
 
 from . import _fault, _semconv
 from ._config import Config
 from ._ledger import Ledger
 from ._recovery import Recovery
-from ._surfaces import HttpRetriever, Patch, patches
+from ._surfaces import Applied, HttpRetriever, Patch, patches
 from ._telemetry import Telemetry
 
 SCOPE: Final = "otel_responses_usage"
@@ -41,6 +39,7 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
 
     _ledger: Ledger | None = None
     _patches: tuple[Patch, ...] = ()
+    _applied: list[Applied] = []  # noqa: RUF012  # there is one instrumentor
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Return the supported range of the SDK."""
@@ -66,10 +65,8 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
             wrapt.register_post_import_hook(_hook(self, ledger), module)
 
     def _uninstrument(self, **kwargs: Any) -> None:  # noqa: ARG002  # the base class's signature
-        for patch in reversed(self._patches):
-            if patch.module in sys.modules:
-                owner, _, attribute = patch.name.rpartition(".")
-                unwrap(f"{patch.module}.{owner}", attribute)
+        while self._applied:
+            self._applied.pop().remove()
         self._patches = ()
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
@@ -80,7 +77,7 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         for patch in self._patches:
             if patch.module == module:
                 try:
-                    wrapt.wrap_function_wrapper(patch.module, patch.name, patch.wrapper)
+                    self._applied.append(patch.apply())
                 except AttributeError:
                     _logger.warning("%s.%s is not there and is not instrumented.", patch.module, patch.name)
 

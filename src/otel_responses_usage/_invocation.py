@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from opentelemetry.trace import Span
 
@@ -78,10 +79,18 @@ class Invocation:
         """Whether the call is over; its span may still be waiting for its usage."""
         return self._ended
 
-    def on_answer(self, content_type: str, make_target: Callable[[str], Target | MissingReason]) -> None:
-        """Take the head of the answer; `make_target` says where the response can be looked up."""
+    def on_answer(self, content_type: str, make_target: Callable[[str], Target | MissingReason]) -> bool:
+        """Take the head of the answer; `make_target` says where the response can be looked up.
+
+        Returns:
+            Whether the answer is to be watched: it is not, if somebody does already.
+
+        """
+        if self._make_target is not None:
+            return False
         self._reader = body_reader(content_type, self._state)
         self._make_target = make_target
+        return True
 
     @property
     def passes(self) -> Callable[[bytes], bool]:
@@ -148,8 +157,8 @@ class Invocation:
         """Note that the stream was closed.
 
         Args:
-            raised: What the SDK itself raised on an event, if it did; `GeneratorExit` where not the
-                application closed, but whoever found that nobody reads on.
+            raised: Why it was closed, if not because the application wanted it: what the SDK raised on an
+                event, the cancellation of the reading task, or `GeneratorExit` where nobody reads on.
             can_read_on: Whether the stream can be read further.
 
         Returns:
@@ -160,11 +169,11 @@ class Invocation:
             return 0.0
         if isinstance(raised, GeneratorExit):
             self.finish(self._stream_error() or ABANDONED)
-        elif self._stream_error() is None and raised is not None:
-            self.finish(_ending_of_error(raised))
+        elif raised is not None:
+            self.finish(self._stream_error() or _ending_of_error(raised))
         elif self._reader is not None and self._reader.done:
             self.on_body_end()
-        elif self._stream_error() is None and can_read_on and self._wants_tail():
+        elif self._stream_error() is None and can_read_on and self.wants_tail:
             end_ns = self._end()
             if end_ns is not None:
                 self._state.freeze()
@@ -173,6 +182,14 @@ class Invocation:
         else:
             self.finish(self._stream_error() or CLOSED)
         return 0.0
+
+    @contextlib.contextmanager
+    def peeking(self) -> Iterator[None]:
+        """Show bytes that the application has not asked for: they count only if they end the call."""
+        counted = self._state.counted()
+        yield
+        if not self._ended:
+            self._state.recount(counted)
 
     def on_tail(self, piece: bytes) -> bool:
         """Take bytes that were read after the application had closed; say whether they suffice."""
@@ -196,7 +213,9 @@ class Invocation:
         self._state.source = UsageSource.TAIL
         self._settle(CLOSED, end_ns)
 
-    def _wants_tail(self) -> bool:
+    @property
+    def wants_tail(self) -> bool:
+        """Whether the stream is to be read on when the application closes it."""
         # A background response goes on without its stream, and is looked up for nothing.
         return self._config.tail_timeout > 0 and self._request.streams and not self._request.background
 
@@ -239,6 +258,8 @@ class Invocation:
     def _settle(self, ending: Ending, end_ns: int) -> None:
         self._on_finish(self)
         self._close_books(ending, end_ns)
+        # They hold the request with its prompt, and a call may wait long for its usage.
+        self._make_target = self._reader = None
 
     def _close_books(self, ending: Ending, end_ns: int) -> None:
         response = self._state.response
@@ -262,7 +283,11 @@ class Invocation:
     def _look_up(self, ending: Ending, end_ns: int, response: Response) -> MissingReason | None:
         if self._make_target is None:  # there was no answer
             return MissingReason.NO_RESPONSE_ID
-        target = self._make_target(str(response.id))
+        try:
+            target = self._make_target(str(response.id))
+        except Exception:
+            _fault.report("preparing a look-up")
+            return MissingReason.TRANSPORT_ERROR
         if isinstance(target, MissingReason):
             return target
         config, began = self._config, time.monotonic()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import weakref
+from collections.abc import Callable
+from typing import Final
 
 from ._config import Config
 from ._invocation import Invocation
@@ -12,6 +15,9 @@ from ._recovery import Recovery
 from ._request import ResponsesRequest
 from ._response import Response
 from ._telemetry import Telemetry
+
+# Before what an application has registered for the same moment, such as a flush.
+_EARLY: Final = 1000
 
 
 class Ledger:
@@ -41,6 +47,7 @@ class Ledger:
             # now, and what is registered last runs first.
             self._closes_at_exit = True
             atexit.register(self.close)
+            _close_at_exit_of_child(self.close)
         return invocation
 
     def awaits(self, response_id: str) -> bool:
@@ -71,10 +78,20 @@ class Ledger:
         for invocation in self._open:
             invocation.disown()
         self._open = {}
+        self._closes_at_exit = False
         self._recovery.reset()
 
     def _strike(self, invocation: Invocation) -> None:
         self._open.pop(invocation, None)
+
+
+def _close_at_exit_of_child(close: Callable[[], None]) -> None:
+    """Have `close` called when a child of `multiprocessing` ends: most Pythons run no `atexit` there."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is not None and multiprocessing.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, close, exitpriority=_EARLY)
 
 
 def _begin_anew(ledger: Ledger | None) -> None:

@@ -391,6 +391,9 @@ class _Worker:
         try:
             step = next(flow)
             while True:
+                # `wait_for` may swallow the cancellation that comes together with its result.
+                if time.monotonic() >= job.deadline or not job.is_open:
+                    raise asyncio.CancelledError  # noqa: TRY301
                 if isinstance(step, Attempt):
                     async with self._slots:
                         circuit = self._circuits.of(job.place)

@@ -87,10 +87,15 @@ def error_code(error: object) -> str | None:
             return str(value)
         # `error` is the type of the event that carries the error and says nothing about it.
         if isinstance(value, str) and value and value != "error":
-            return value[:_LONGEST_WORD]
+            return exportable(value[:_LONGEST_WORD])
     return None
+
+
+def exportable(text: str) -> str:
+    """Return a text that can be written as UTF-8: JSON can smuggle in halves of characters that cannot."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _text(fields: object, name: str, longest: int | None = _LONGEST_WORD) -> str | None:
     value = fields.get(name) if isinstance(fields, Mapping) else None
-    return value[:longest] if isinstance(value, str) and value else None
+    return exportable(value[:longest]) if isinstance(value, str) and value else None

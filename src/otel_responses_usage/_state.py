@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ._outcome import Ending, Outcome, ending_of
-from ._response import TERMINAL_STATUSES, Response, error_code
+from ._response import TERMINAL_STATUSES, Response, error_code, exportable
 from ._usage import UsageSource
 
 _NOTHING: Final = Response()
@@ -88,6 +88,15 @@ class AnswerState:
         """Seconds between deltas: every one of a short stream, each n-th one of a long stream."""
         return [gap / 1e6 for gap in self._gaps_us]
 
+    def counted(self) -> tuple[int, dict[str, int]]:
+        """Return the counts as they are now, for `recount`."""
+        return self.events, dict(self.deltas)
+
+    def recount(self, counted: tuple[int, dict[str, int]]) -> None:
+        """Set the counts back: what was counted since was not for the application."""
+        self._repeats = 0
+        self._events, self._deltas = counted
+
     def freeze(self) -> None:
         """Count no event any more, but go on to learn of the response."""
         self._count_repeats()
@@ -158,7 +167,7 @@ class AnswerState:
             self.ending = ending_of(self.response, said)
 
     def _kind_of(self, kind: str) -> str:
-        name = kind.removeprefix(_LIFE).removesuffix(_DELTA)
+        name = exportable(kind.removeprefix(_LIFE).removesuffix(_DELTA))
         return name if name in self._deltas or len(self._deltas) < _MOST_KINDS else _OTHER_KIND
 
     def _count_repeats(self) -> None:

@@ -130,10 +130,12 @@ def _invocation_of(options: Any) -> Invocation | None:
 
 def _watch(invocation: Invocation, client: Any, response: Any) -> None:
     first = response.history[0] if response.history else response
-    invocation.on_answer(
+    is_new = invocation.on_answer(
         response.headers.get("content-type", ""),
         functools.partial(make_target, client._client, first.request),  # noqa: SLF001
     )
+    if not is_new:
+        return
     if _is_read(response):
         invocation.on_document(response.content)
     else:
@@ -160,9 +162,14 @@ def _describe(client: Any, options: Any) -> ResponsesRequest | None:
 
 def _body(options: Any) -> Mapping[str, Any]:
     """Return the body as it will be sent: what `extra_body` says outranks the named arguments."""
-    body = options.json_data
-    if isinstance(body, bytes):
-        body = json.loads(body)
+    body: Any = options.json_data if options.json_data is not None else getattr(options, "content", None)
+    if isinstance(body, (bytes, str)):
+        try:
+            body = json.loads(body)
+        except ValueError:
+            body = None
+    elif hasattr(body, "model_dump"):
+        body = body.model_dump()
     body = body if isinstance(body, Mapping) else {}
     extra = options.extra_json
     return ChainMap(extra, body) if isinstance(extra, dict) and isinstance(body, dict) else body

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import wrapt
+
 from .._ledger import Ledger
 from ._http import HttpSurface
 from ._providers import ProviderSurface
@@ -18,6 +20,38 @@ class Patch:
     module: str
     name: str
     wrapper: Callable[..., Any]
+
+    def apply(self) -> Applied:
+        """Replace the function. The module has been imported.
+
+        Raises:
+            AttributeError: It is not there.
+
+        """
+        owner, attribute, _ = wrapt.resolve_path(self.module, self.name)
+        return Applied(owner, attribute, wrapt.wrap_function_wrapper(self.module, self.name, self.wrapper))
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A patch in place: the class, the attribute, and what stands there now."""
+
+    owner: Any
+    attribute: str
+    proxy: Any
+
+    def remove(self) -> None:
+        """Take the wrapper out, and leave in place what others have wrapped around it since."""
+        outer = vars(self.owner).get(self.attribute)
+        if outer is self.proxy:
+            setattr(self.owner, self.attribute, self.proxy.__wrapped__)
+            return
+        while isinstance(outer, wrapt.ObjectProxy):
+            if outer.__wrapped__ is self.proxy:
+                outer.__wrapped__ = self.proxy.__wrapped__
+                return
+            outer = outer.__wrapped__
+        # Below a wrapper of another kind ours stays; without its ledger it does nothing.
 
 
 def patches(ledger: Ledger, tracer_provider: Any, meter_provider: Any) -> tuple[Patch, ...]:

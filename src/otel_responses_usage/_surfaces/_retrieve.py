@@ -41,6 +41,7 @@ _OF_THE_REQUEST: Final = frozenset(
 )
 _CREDENTIALS: Final = ("authorization", "api-key")
 _SIGNATURE: Final = "AWS4-"
+_MOST_LINES: Final = 4
 _MOST_REDIRECTS: Final = 3
 _LARGEST_BODY: Final = 64 * 1024 * 1024
 
@@ -111,18 +112,19 @@ class HttpRetriever:
 
     def __init__(self, max_connections: int) -> None:
         self._max_connections = max_connections
-        self._transports: dict[Route, Any] = {}
+        self._lines: dict[Route, _Line] = {}
 
     async def get(self, target: Target, timeout_s: float) -> Answer:
         """Ask once. What a server or a network can do wrong is part of the answer."""
         library = sys.modules[target.route.library]
-        transport = self._transport(target.route)
+        line = self._line(target.route)
+        line.users += 1
         url = library.URL(target.url)
         extensions = {"timeout": library.Timeout(timeout_s).as_dict()}
         try:
             for _ in range(_MOST_REDIRECTS):
                 request = library.Request("GET", url, headers=list(target.headers), extensions=extensions)
-                response = await transport.handle_async_request(request)
+                response = await line.transport.handle_async_request(request)
                 try:
                     content = await _read(response)
                 finally:
@@ -137,6 +139,9 @@ class HttpRetriever:
             return Answer(trouble=Trouble.TIMEOUT)
         except (library.HTTPError, library.InvalidURL, OSError):
             return Answer(trouble=Trouble.TRANSPORT)
+        finally:
+            line.users -= 1
+            await self._close_old_lines()
         return Answer(
             status=response.status_code,
             response=_response(content),
@@ -145,26 +150,43 @@ class HttpRetriever:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        for transport in self._transports.values():
-            await transport.aclose()
-        self._transports.clear()
+        lines, self._lines = self._lines, {}
+        for line in lines.values():
+            await line.transport.aclose()
 
-    def _transport(self, route: Route) -> Any:
-        transport = self._transports.get(route)
-        if transport is None:
-            library = sys.modules[route.library]
-            proxy = None
-            if route.proxy is not None:
-                url, headers, ssl_context = route.proxy
-                proxy = library.Proxy(url, headers=list(headers), ssl_context=ssl_context)
-            transport = self._transports[route] = library.AsyncHTTPTransport(
-                verify=route.ssl_context if route.ssl_context is not None else True,
-                proxy=proxy,
-                uds=route.uds,
-                http2=route.http2,
-                limits=library.Limits(max_connections=self._max_connections, keepalive_expiry=5.0),
-            )
-        return transport
+    def _line(self, route: Route) -> _Line:
+        line = self._lines.pop(route, None) or _Line(_make_transport(route, self._max_connections))
+        self._lines[route] = line  # last used, last in the order
+        return line
+
+    async def _close_old_lines(self) -> None:
+        # Each client of an application's has TLS settings of its own, and some make one for every call.
+        idle = [route for route, line in self._lines.items() if line.users == 0]
+        for route in idle[: max(0, len(self._lines) - _MOST_LINES)]:
+            await self._lines.pop(route).transport.aclose()
+
+
+@dataclass(slots=True)
+class _Line:
+    """The connections of one route, and how many requests use them right now."""
+
+    transport: Any
+    users: int = 0
+
+
+def _make_transport(route: Route, max_connections: int) -> Any:
+    library = sys.modules[route.library]
+    proxy = None
+    if route.proxy is not None:
+        url, headers, ssl_context = route.proxy
+        proxy = library.Proxy(url, headers=list(headers), ssl_context=ssl_context)
+    return library.AsyncHTTPTransport(
+        verify=route.ssl_context if route.ssl_context is not None else True,
+        proxy=proxy,
+        uds=route.uds,
+        http2=route.http2,
+        limits=library.Limits(max_connections=max_connections, keepalive_expiry=5.0),
+    )
 
 
 def _route(http_client: Any, url: Any) -> Route | None:

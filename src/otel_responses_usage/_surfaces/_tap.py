@@ -10,10 +10,15 @@ from typing import Any, Final
 
 from .. import _fault
 from .._invocation import Invocation
+from ._arrived import async_see_arrived, see_arrived
 from ._tail import async_read_on, read_on
 
 # Where an exception begins that the reading of a stream itself has raised, and not the application.
 _READERS: Final = frozenset({"openai._streaming", "httpx._models", "httpx2._models"})
+
+
+# Of asyncio and of trio.
+_CANCELLATIONS: Final = frozenset({"CancelledError", "Cancelled"})
 
 
 def tap(response: Any, invocation: Invocation) -> None:
@@ -62,11 +67,8 @@ class _Tap:
         return _never_passes, self._feed_decoded
 
     def _feed_decoded(self, piece: bytes) -> int:
-        plain = self._decoded(piece)
         # What the reader gets is the encoded piece, which cannot be divided where the plain one can.
-        taken = self._invocation.on_bytes(plain)
-        if taken:
-            self._invocation.on_bytes(plain[taken:])
+        self._see(piece)
         return 0
 
     def _decoded(self, piece: bytes) -> bytes:
@@ -82,15 +84,27 @@ class _Tap:
     def _on_raise(self, error: BaseException) -> None:
         self._invocation.on_read_error(error, closed=self._closed_in_read)
 
-    def _on_close(self, *, reading: bool) -> float:
-        """Tell of a close; return for how many seconds the stream is to be read on."""
+    def _notes_close(self, *, reading: bool) -> bool:
+        """Say whether it is for this close to tell how the stream ended."""
         if reading:
-            # The read under way will tell how the stream ended: a transport that breaks closes first.
+            # The read under way will tell: a transport that breaks closes before it raises.
             self._closed_in_read = True
-            return 0.0
-        if self._held:
+        elif self._held:
             self._invocation.on_bytes(self._held)
-        return self._invocation.on_close(_raised_by_readers(), can_read_on=self._source is not None) or 0.0
+        return not (reading or self._invocation.ended)
+
+    def _on_close(self) -> float:
+        """Tell of a close; return for how many seconds the stream is to be read on."""
+        raised = _in_flight()
+        return self._invocation.on_close(raised, can_read_on=self._source is not None) or 0.0
+
+    def _see(self, piece: bytes) -> bool:
+        """Show a piece that nobody will read; say whether more of them would help."""
+        plain = self._decoded(piece)
+        taken = self._invocation.on_bytes(plain)
+        if taken:
+            self._invocation.on_bytes(plain[taken:])
+        return not self._invocation.ended
 
     def _refuse(self) -> None:
         """Raise what a closed connection raises, though in truth it is being read on."""
@@ -126,7 +140,13 @@ class _SyncTap(_Tap):
         self._invocation.on_body_end()
 
     def close(self) -> None:
-        tail_s = self._on_close(reading=self._reading is not None and self._reading.gi_running)
+        reading = self._reading is not None and self._reading.gi_running
+        tail_s = 0.0
+        if self._notes_close(reading=reading):
+            if self._source is not None and not self._invocation.wants_tail:
+                with self._invocation.peeking():
+                    see_arrived(self._source, self._see, self._connection)
+            tail_s = self._on_close()
         if tail_s:
             self._tail = read_on(
                 self._source, self._stream.close, self._decoded, self._invocation, tail_s, self._connection
@@ -169,7 +189,13 @@ class _AsyncTap(_Tap):
         self._invocation.on_body_end()
 
     async def aclose(self) -> None:
-        tail_s = self._on_close(reading=self._reading is not None and self._reading.ag_running)
+        reading = self._reading is not None and self._reading.ag_running
+        tail_s = 0.0
+        if self._notes_close(reading=reading):
+            if self._source is not None and not self._invocation.wants_tail:
+                with self._invocation.peeking():
+                    await async_see_arrived(self._source, self._see)
+            tail_s = self._on_close()
         if tail_s:
             self._tail = async_read_on(
                 self._source, self._stream.aclose, self._decoded, self._invocation, tail_s
@@ -213,17 +239,22 @@ def _connection(response: Any) -> Any:
     network_stream = response.extensions.get("network_stream")
     if network_stream is None or response.http_version == "HTTP/2":
         return None
-    return network_stream.get_extra_info("socket")
+    try:
+        return network_stream.get_extra_info("socket")
+    except Exception:
+        _fault.report("looking for a connection")
+        return None
 
 
-def _raised_by_readers() -> BaseException | None:
-    """Return what the SDK or the HTTP library is raising right now, if the stream is closed because of that.
+def _in_flight() -> BaseException | None:
+    """Return the exception because of which the stream is being closed, if that is not the application's.
 
-    `finally: response.close()` runs with the exception in flight, `GeneratorExit` where nobody will read
-    on. One of the application's own, from its loop body, has begun in a frame of the application.
+    `finally: response.close()` runs with the exception in flight: `GeneratorExit` where nobody will read
+    on, an error of the SDK's, or the cancellation of the task that reads. An exception of the
+    application's own, from its loop body, has begun in a frame of the application.
     """
     error = sys.exc_info()[1]
     traceback = error.__traceback__ if error is not None else None
-    if traceback is None:
-        return None
+    if traceback is None or type(error).__name__ in _CANCELLATIONS:
+        return error
     return error if traceback.tb_frame.f_globals.get("__name__") in _READERS else None
