@@ -65,7 +65,9 @@ class DocumentReader:
             self._state.on_body(document)
 
 
-def body_reader(content_type: str, state: AnswerState) -> BodyReader:
-    """Return the reader for a body: whatever does not call itself JSON is read as an event stream."""
-    media_type = content_type.partition(";")[0].strip().lower()
-    return DocumentReader(state) if media_type.endswith("json") else EventReader(state)
+def body_reader(beginning: bytes, state: AnswerState) -> BodyReader:
+    """Return the reader for a body that begins like this.
+
+    What the server calls it does not matter: the SDK, too, reads JSON that calls itself text.
+    """
+    return DocumentReader(state) if beginning.lstrip().startswith((b"{", b"[")) else EventReader(state)

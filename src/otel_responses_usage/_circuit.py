@@ -6,18 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from ._retrieval import Retrieved
 from ._usage import MissingReason
-
-# What a server without stored responses, or one out of reach, makes of every look-up.
-_FUTILE: Final = frozenset(
-    {
-        MissingReason.NOT_FOUND,
-        MissingReason.TIMEOUT,
-        MissingReason.TRANSPORT_ERROR,
-        MissingReason.UNAUTHORIZED,
-        MissingReason.UNSUPPORTED,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +19,36 @@ class CircuitPolicy:
     longest_pause_s: float = 60.0
 
 
+class Verdict(Enum):
+    """What a look-up says of the server it was made at."""
+
+    ALIVE = "alive"
+    NOT_FOUND = "not_found"
+    FUTILE = "futile"
+    NOTHING = "nothing"
+
+
+# What a server without stored responses, or one out of reach, makes of every look-up.
+_VERDICTS: Final = {
+    None: Verdict.ALIVE,
+    MissingReason.NO_USAGE: Verdict.ALIVE,
+    MissingReason.NOT_FOUND: Verdict.NOT_FOUND,
+    MissingReason.TIMEOUT: Verdict.FUTILE,
+    MissingReason.TRANSPORT_ERROR: Verdict.FUTILE,
+    MissingReason.UNAUTHORIZED: Verdict.FUTILE,
+    MissingReason.UNSUPPORTED: Verdict.FUTILE,
+}
+
+
+def verdict_of(result: Retrieved) -> Verdict:
+    """Judge a look-up for which the server was asked. One that showed the response is no failure of its."""
+    if result.response is not None:
+        return Verdict.ALIVE
+    return _VERDICTS.get(result.reason, Verdict.NOTHING)
+
+
 class Change(Enum):
-    """What a result did to a circuit."""
+    """What a verdict did to a circuit."""
 
     OPENED = 1
     CLOSED = -1
@@ -56,47 +74,43 @@ class Circuit:
         self._pause_s = policy.first_pause_s
         self._trying = False
 
-    def admits(self, now: float) -> bool:
-        """Whether a look-up may be made now. One that may is told of with `learn` when it has ended."""
-        if self._open_until is None:
-            return True
-        if self._trying or now < self._open_until:
-            return False
-        self._trying = True
-        return True
+    @property
+    def on_probation(self) -> bool:
+        """Whether nothing is known of the server: it has neither answered nor failed often enough."""
+        return not (self._has_answered or self.is_open)
 
     @property
     def is_open(self) -> bool:
         """Whether look-ups are refused, but for a trial now and then."""
         return self._open_until is not None
 
-    def learn(self, reason: MissingReason | None, now: float) -> Change:
-        """Take the result of a look-up: the reason why it brought nothing, `None` where it brought usage."""
-        if reason not in _FUTILE:
-            # Also `no_usage` is an answer: the server has the response. What says nothing of the
-            # server, as a shutdown does, just ends a trial.
-            known = reason in (None, MissingReason.NO_USAGE)
-            return self._close() if known else self._end_trial()
-        if reason is MissingReason.NOT_FOUND and self._has_answered:
-            return self._end_trial()
+    def begin_trial(self, now: float) -> bool:
+        """Whether a look-up may be made though the circuit is open. It ends with `learn`."""
+        if self._trying or self._open_until is None or now < self._open_until:
+            return False
+        self._trying = True
+        return True
+
+    def learn(self, verdict: Verdict, now: float, *, is_trial: bool) -> Change:
+        """Take the verdict of a look-up."""
+        if is_trial:
+            self._trying = False
+        if verdict is Verdict.ALIVE:
+            was_open = self.is_open
+            self._has_answered = True
+            self._failures = 0
+            self._open_until = None
+            self._pause_s = self._policy.first_pause_s
+            return Change.CLOSED if was_open else Change.NONE
+        if verdict is Verdict.NOTHING or (verdict is Verdict.NOT_FOUND and self._has_answered):
+            return Change.NONE
         if self._open_until is None:
             self._failures += 1
             if self._failures < self._policy.failures:
                 return Change.NONE
             self._open_until = now + self._pause_s
             return Change.OPENED
-        if self._trying:
-            self._trying = False
+        if is_trial:
             self._pause_s = min(self._pause_s * 2, self._policy.longest_pause_s)
             self._open_until = now + self._pause_s
-        return Change.NONE
-
-    def _close(self) -> Change:
-        was_open = self.is_open
-        self.__init__(self._policy)  # type: ignore[misc]  # begins anew
-        self._has_answered = True
-        return Change.CLOSED if was_open else Change.NONE
-
-    def _end_trial(self) -> Change:
-        self._trying = False
         return Change.NONE

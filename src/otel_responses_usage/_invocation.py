@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 from opentelemetry.trace import Span
 
@@ -38,6 +37,7 @@ class Invocation:
         "_on_finish",
         "_open",
         "_reader",
+        "_reads",
         "_recovery",
         "_request",
         "_start_counter",
@@ -65,7 +65,8 @@ class Invocation:
         self._start_ns = time.time_ns()
         self._start_counter = time.perf_counter_ns()
         self._state = AnswerState()
-        self._reader: BodyReader | None = None
+        self._reader: BodyReader | None = None  # known from the first piece on
+        self._reads = True
         self._make_target: Callable[[str], Target | MissingReason] | None = None
         self._answered = False
         self._open: list[None] = [None]
@@ -79,8 +80,8 @@ class Invocation:
         """Whether the call is over; its span may still be waiting for its usage."""
         return self._ended
 
-    def on_answer(self, content_type: str, make_target: Callable[[str], Target | MissingReason]) -> bool:
-        """Take the head of the answer; `make_target` says where the response can be looked up.
+    def on_answer(self, make_target: Callable[[str], Target | MissingReason]) -> bool:
+        """Note that there is an answer; `make_target` says where its response can be looked up.
 
         Returns:
             Whether the answer is to be watched: it is not, if somebody does already.
@@ -88,14 +89,15 @@ class Invocation:
         """
         if self._make_target is not None:
             return False
-        self._reader = body_reader(content_type, self._state)
         self._make_target = make_target
         return True
 
     @property
     def passes(self) -> Callable[[bytes], bool]:
         """A quick way for most pieces of the answer: it says whether `on_bytes` need not see this one."""
-        return self._reader.repeats if self._reader is not None and not self._ended else _sees_nothing
+        if self._reader is None or self._ended or not self._reads:
+            return _sees_nothing
+        return self._reader.repeats
 
     def on_bytes(self, piece: bytes) -> int:
         """Take the next bytes of the answer, and say how many of them, 0 for all.
@@ -103,13 +105,15 @@ class Invocation:
         The terminal event ends the call, whatever follows. What was not taken is to be handed in again
         when the reader asks for it, or when nobody will: see `EventReader.feed`.
         """
-        if self._ended or self._reader is None:
+        if self._ended or not self._reads:
             return 0
         try:
+            if self._reader is None:
+                self._reader = body_reader(piece, self._state)
             taken = self._reader.feed(piece)
         except Exception:
             _fault.report("reading a stream")
-            self._reader = None  # what the stream would have told is looked up
+            self._reads = False  # what the stream would have told is looked up
             return 0
         ending = self._state.ending
         if ending is not None:
@@ -130,6 +134,8 @@ class Invocation:
         """Note that the SDK has given the application its object."""
         if self._answered:
             self.on_body_end()
+        elif self._make_target is None:
+            self.finish(CLOSED)  # by a client that reads answers in a way of its own: there is no more to see
 
     @_fault.contained("ending a call")
     def on_raise(self, error: BaseException) -> None:
@@ -145,7 +151,9 @@ class Invocation:
     @_fault.contained("ending a call")
     def on_read_error(self, error: BaseException, *, closed: bool) -> None:
         """Note that reading raised; `closed` says that the application closed the stream meanwhile."""
-        if not isinstance(error, Exception):
+        if self._reader is not None and self._reader.done:
+            self.on_body_end()  # whoever reads on does it for the connection's sake, and not for long
+        elif not isinstance(error, Exception):
             self.finish(Ending(Outcome.CANCELLED, type(error).__name__))
         else:
             self.finish(
@@ -183,13 +191,17 @@ class Invocation:
             self.finish(self._stream_error() or CLOSED)
         return 0.0
 
-    @contextlib.contextmanager
-    def peeking(self) -> Iterator[None]:
-        """Show bytes that the application has not asked for: they count only if they end the call."""
+    @_fault.contained("looking at what had arrived")
+    def on_unread(self, pieces: Iterable[bytes]) -> None:
+        """Take what had arrived when the stream was closed: it counts only if it ends the call."""
         counted = self._state.counted()
-        yield
-        if not self._ended:
-            self._state.recount(counted)
+        for piece in pieces:
+            taken = self.on_bytes(piece)
+            if taken:
+                self.on_bytes(piece[taken:])
+            if self._ended:
+                return
+        self._state.recount(counted)
 
     def on_tail(self, piece: bytes) -> bool:
         """Take bytes that were read after the application had closed; say whether they suffice."""
@@ -200,8 +212,8 @@ class Invocation:
                     self._reader.feed(piece[taken:])
         except Exception:
             _fault.report("reading on")
-            self._reader = None
-        return self._reader is None or self._state.ending is not None
+            self._reads = False
+        return not self._reads or self._state.ending is not None
 
     @_fault.contained("ending a call")
     def on_tail_end(self) -> None:
@@ -253,6 +265,9 @@ class Invocation:
         except IndexError:
             return None
         self._ended = True
+        return self._now_ns()
+
+    def _now_ns(self) -> int:
         return self._start_ns + time.perf_counter_ns() - self._start_counter
 
     def _settle(self, ending: Ending, end_ns: int) -> None:
@@ -290,7 +305,8 @@ class Invocation:
             return MissingReason.TRANSPORT_ERROR
         if isinstance(target, MissingReason):
             return target
-        config, began = self._config, time.monotonic()
+        config, now = self._config, time.monotonic()
+        began = now - (self._now_ns() - end_ns) / 1e9  # when the application's stream ended
         patience_s = config.background_timeout if self._request.background else config.retrieval_timeout
 
         def settle(result: Retrieved, source: UsageSource) -> None:
@@ -305,7 +321,7 @@ class Invocation:
 
         server = self._request.server
         place = Place(server.address or "", server.port, self._request.background, target.tenant)
-        job = Job(str(response.id), place, target, began + patience_s, settle)
+        job = Job(str(response.id), place, target, now + patience_s, settle)
         self._telemetry.hold(self.span)
         refused = self._recovery.submit(job)
         if refused is not None:

@@ -9,14 +9,14 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from . import _fault
-from ._circuit import Change, Circuit, CircuitPolicy
+from ._circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
 from ._config import Config
 from ._response import Response
 from ._retrieval import Answer, Attempt, DeadlinePassed, RetrievalPolicy, Retrieved, Trouble, retrieval_flow
@@ -24,6 +24,8 @@ from ._usage import MissingReason, UsageSource
 
 THREAD_NAME: Final = "otel-responses-usage"
 
+# An idle worker keeps its connections for as long.
+_REST_AFTER_S: Final = 5.0
 # What a stopping worker may take for closing its sockets.
 _STOP_GRACE_S: Final = 1.0
 
@@ -45,7 +47,7 @@ class Retriever(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Close every connection."""
+        """Close every connection; it may be asked again."""
         ...
 
 
@@ -121,7 +123,8 @@ class Recovery:
 
     def reset(self) -> None:
         """Start anew. After a fork the jobs are the parent's, and its thread and sockets are not here."""
-        self._starting = threading.Lock()
+        # A signal handler of the application's may come back here.
+        self._starting = threading.RLock()
         self._worker: _Worker | None = None
         # Jobs that are not settled. Only single dict operations touch them, so no thread needs a lock.
         self._waiting: dict[Job, None] = {}
@@ -188,10 +191,11 @@ class Recovery:
         worker = self._worker
         if worker is not None:
             worker.stop(_STOP_GRACE_S)
+        self._circuits.clear()
 
     def _finish(self, job: Job, result: Retrieved, source: UsageSource) -> None:
-        self._forget(job)
         job.finish(result, source)
+        self._forget(job)
         if self._worker is not None:
             self._worker.cancel(job)
 
@@ -227,7 +231,12 @@ class Recovery:
 
 
 class Circuits:
-    """The circuits of the places asked lately. Used by the worker alone."""
+    """The circuits of the places asked lately. Used by the worker alone.
+
+    Of a place that nothing is known of, only as many look-ups are under way as it takes to know: the
+    first streams that a server without stored responses loses cost a handful of requests, however many
+    are lost at once.
+    """
 
     _MOST: Final = 256
 
@@ -235,6 +244,7 @@ class Circuits:
         self._on_change = on_change
         self._policy = CircuitPolicy()
         self._circuits: dict[Place, Circuit] = {}
+        self._probations: dict[Place, _Probation] = {}
 
     def of(self, place: Place) -> Circuit:
         """Return the circuit of a place."""
@@ -247,15 +257,54 @@ class Circuits:
                 self._on_change(oldest, Change.CLOSED.value)
         return circuit
 
-    def learn(self, job: Job, reason: MissingReason | None) -> None:
-        """Take the result of a job."""
-        if reason is MissingReason.CIRCUIT_OPEN:
-            return
-        if job.attempts == 0:  # nobody was asked
-            reason = MissingReason.SHUTDOWN
-        change = self.of(job.place).learn(reason, time.monotonic())
+    def learn(self, place: Place, verdict: Verdict, *, is_trial: bool) -> None:
+        """Take what a look-up says of a place."""
+        circuit = self.of(place)
+        change = circuit.learn(verdict, time.monotonic(), is_trial=is_trial)
         if change is not Change.NONE:
-            self._on_change(job.place, change.value)
+            self._on_change(place, change.value)
+        if not circuit.on_probation and place in self._probations:
+            self._probations.pop(place).over.set()
+
+    @contextlib.asynccontextmanager
+    async def admission(self, place: Place) -> AsyncIterator[None]:
+        """Wait for one's turn at a place that is on probation."""
+        if not self.of(place).on_probation:
+            yield
+            return
+        probation = self._probations.setdefault(place, _Probation(self._policy.failures))
+        await probation.enter()
+        try:
+            yield
+        finally:
+            probation.leave()
+
+    def clear(self) -> None:
+        """Forget every place."""
+        for place, circuit in self._circuits.items():
+            if circuit.is_open:
+                self._on_change(place, Change.CLOSED.value)
+        self._circuits.clear()
+
+
+class _Probation:
+    """Lets a few in at a time until it is over, and then everybody."""
+
+    def __init__(self, places: int) -> None:
+        self.over = asyncio.Event()
+        self._free = asyncio.Semaphore(places)
+
+    async def enter(self) -> None:
+        turn = asyncio.ensure_future(self._free.acquire())
+        over = asyncio.ensure_future(self.over.wait())
+        try:
+            await asyncio.wait((turn, over), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            turn.cancel()
+            over.cancel()
+
+    def leave(self) -> None:
+        self._free.release()
 
 
 class _Worker:
@@ -335,14 +384,26 @@ class _Worker:
         with suppress_instrumentation():
             try:
                 self._loop.run_until_complete(self._serve())
-            except Exception:
+            except BaseException:  # also what would end a thread in silence
                 _fault.report("looking responses up")
             finally:
-                self._loop.close()
+                self._wind_up()
                 for job in (*self._tasks, *self._inbox):
-                    self._forget(job)
                     job.finish(Retrieved(None, MissingReason.SHUTDOWN), UsageSource.RETRIEVAL)
+                    self._forget(job)
                 self.settled.set()
+
+    def _wind_up(self) -> None:
+        """Let what a broken loop has left behind end in good order."""
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        try:
+            if tasks:
+                self._loop.run_until_complete(asyncio.wait(tasks, timeout=_STOP_GRACE_S))
+        except BaseException:
+            _fault.report("ending the look-ups")
+        self._loop.close()
 
     async def _serve(self, *, until_idle: bool = False) -> None:
         retriever = self._make_retriever()
@@ -356,13 +417,22 @@ class _Worker:
                         self._tasks[job] = self._loop.create_task(self._settle(job, retriever))
                 if until_idle and not self._tasks:
                     break
-                await self._wake.wait()
+                if self._tasks:
+                    await self._wake.wait()
+                elif not await self._woken_within(_REST_AFTER_S):
+                    await retriever.aclose()  # it opens its connections again when they are needed
+                    await self._wake.wait()
         finally:
             tasks = list(self._tasks.values())
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await retriever.aclose()
+
+    async def _woken_within(self, timeout_s: float) -> bool:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), timeout_s)
+        return self._wake.is_set()
 
     async def _settle(self, job: Job, retriever: Retriever) -> None:
         result = Retrieved(None, MissingReason.TRANSPORT_ERROR)
@@ -372,22 +442,31 @@ class _Worker:
             _fault.report("looking a response up")
         finally:
             self._tasks.pop(job, None)
-            if job.is_open:
-                self._circuits.learn(job, result.reason)
-            else:  # somebody else has settled it, which says nothing of the server
-                self._circuits.learn(job, MissingReason.SHUTDOWN)
-            self._forget(job)
+            # In this order: whoever waits for the last job waits for its span, too.
             job.finish(result, UsageSource.RETRIEVAL)
+            self._forget(job)
             self.settled.set()
             self._wake.set()
 
     async def _look_up(self, job: Job, retriever: Retriever) -> Retrieved:
+        """Drive the flow of one job, unless the circuit of its place is open."""
+        trial = _Trial()
+        result: Retrieved | None = None
+        try:
+            async with self._circuits.admission(job.place):
+                result = await self._drive(job, retriever, trial)
+        finally:
+            judged = job.is_open and result is not None and job.attempts > 0
+            verdict = verdict_of(result) if judged and result is not None else Verdict.NOTHING
+            self._circuits.learn(job.place, verdict, is_trial=trial.is_held)
+        return result
+
+    async def _drive(self, job: Job, retriever: Retriever, trial: _Trial) -> Retrieved:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101
         flow = retrieval_flow(job.response_id, self._policy)
         left_s = max(0.0, job.deadline - time.monotonic())
         at_deadline = self._loop.call_later(left_s, task.cancel)
-        is_trial = False
         try:
             step = next(flow)
             while True:
@@ -396,12 +475,13 @@ class _Worker:
                     raise asyncio.CancelledError  # noqa: TRY301
                 if isinstance(step, Attempt):
                     async with self._slots:
-                        circuit = self._circuits.of(job.place)
-                        if circuit.is_open and not is_trial:
-                            is_trial = circuit.admits(time.monotonic())
-                            if not is_trial:
-                                return Retrieved(None, MissingReason.CIRCUIT_OPEN)
-                        step = flow.send(await self._attempt(job, step.timeout_s, retriever))
+                        if not trial.admits(self._circuits.of(job.place)):
+                            return Retrieved(None, MissingReason.CIRCUIT_OPEN)
+                        answer = await self._attempt(job, step.timeout_s, retriever)
+                        if answer.status == 200 and answer.response is not None:
+                            trial.has_seen = True
+                            self._circuits.learn(job.place, Verdict.ALIVE, is_trial=trial.is_held)
+                        step = flow.send(answer)
                 else:
                     await asyncio.sleep(step.seconds)
                     step = flow.send(None)
@@ -419,9 +499,33 @@ class _Worker:
     async def _attempt(self, job: Job, timeout_s: float, retriever: Retriever) -> Answer:
         job.attempts += 1
         try:
-            return await asyncio.wait_for(retriever.get(job.target, timeout_s), timeout_s)
+            return await asyncio.wait_for(_ask(retriever, job.target, timeout_s), timeout_s)
         except asyncio.TimeoutError:
             return Answer(trouble=Trouble.TIMEOUT)
+
+
+@dataclass(slots=True)
+class _Trial:
+    """Whether one look-up may ask: it may for good once it has seen its response."""
+
+    is_held: bool = False
+    has_seen: bool = False
+
+    def admits(self, circuit: Circuit) -> bool:
+        if self.has_seen or self.is_held or not circuit.is_open:
+            return True
+        self.is_held = circuit.begin_trial(time.monotonic())
+        return self.is_held
+
+
+async def _ask(retriever: Retriever, target: Target, timeout_s: float) -> Answer:
+    try:
+        return await retriever.get(target, timeout_s)
+    except asyncio.CancelledError:
+        raise
+    except BaseException:  # some of it would end the loop, and every other look-up with it
+        _fault.report("asking for a response")
+        return Answer(trouble=Trouble.TRANSPORT)
 
 
 def _result(end: StopIteration) -> Retrieved:

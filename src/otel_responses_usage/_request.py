@@ -110,7 +110,7 @@ def create_request(body: Mapping[str, Any], server: Server) -> ResponsesRequest:
     return ResponsesRequest(
         operation=Operation.CHAT,
         server=server,
-        streams=body.get("stream") is True,
+        streams=bool(body.get("stream")),  # as the SDK decides, whose sentinels are false
         model=_text(body.get("model")),
         stored=body.get("store") is not False,
         background=body.get("background") is True,
@@ -157,7 +157,7 @@ def _text(value: object) -> str | None:
 
 
 def _integer(value: object) -> int | None:
-    return value if type(value) is int else None
+    return value if type(value) is int and abs(value) < 2**63 else None
 
 
 def _number(value: object) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ._usage import Usage
 
+_UNDER_WAY_STATUSES: Final = frozenset({"queued", "in_progress"})
 TERMINAL_STATUSES: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})
 
 # Output items that ask the application to act; calls that the service runs itself are not among them.
@@ -42,6 +43,11 @@ class Response:
     def is_terminal(self) -> bool:
         """Whether the API will not change this response any more."""
         return self.status in TERMINAL_STATUSES
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the API says that it is still at work on this response."""
+        return self.status in _UNDER_WAY_STATUSES
 
     @classmethod
     def from_json(cls, response: Mapping[str, Any]) -> Response:

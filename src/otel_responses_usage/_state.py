@@ -142,8 +142,7 @@ class AnswerState:
     def on_body(self, data: Mapping[str, Any]) -> None:
         """Take the whole body of an answer that was not streamed."""
         response = Response.from_json(data)
-        under_way = response.status is not None and not response.is_terminal
-        self.response = response.without_usage() if under_way else response
+        self.response = response.without_usage() if response.is_under_way else response
         self.source = UsageSource.RESPONSE
         code = error_code(data.get("error"))
         if self.response.id is None and code is not None:

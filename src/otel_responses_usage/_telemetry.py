@@ -144,11 +144,14 @@ class Telemetry:
 
     def hold(self, span: Span) -> None:
         """Count a span that stays open for its usage."""
-        self._pending.add(1, context=_context_of(span))
+        _try(self._count_pending, span, 1)
 
     def release(self, span: Span) -> None:
         """Count a held span as held no more."""
-        self._pending.add(-1, context=_context_of(span))
+        _try(self._count_pending, span, -1)
+
+    def _count_pending(self, span: Span, change: int) -> None:
+        self._pending.add(change, context=_context_of(span))
 
     def count_circuit(self, address: str, port: int | None, change: int) -> None:
         """Count a circuit that opens, by 1, or closes, by -1."""
@@ -173,7 +176,9 @@ class Telemetry:
 
     def _describe(self, span: Span, record: Record) -> None:
         response, usage, retrieval = record.response, record.usage, record.retrieval
-        reason = record.ending.finish_reason(response)
+        # A response that was left at work in the background has not finished for any reason.
+        has_finished = record.events or not response.is_under_way
+        reason = record.ending.finish_reason(response) if has_finished else None
         attributes: dict[str, AttributeValue | None] = {
             names.RESPONSE_ID: response.id,
             names.RESPONSE_MODEL: response.model,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Final
+
+_LARGEST: Final = 2**63 - 1
 
 
 class UsageSource(str, Enum):
@@ -77,5 +79,5 @@ class Usage:
 
 def _count(counts: object, name: str) -> int | None:
     value = counts.get(name) if isinstance(counts, Mapping) else None
-    # `True` is an int to Python, but no count.
-    return value if type(value) is int and value >= 0 else None
+    # `True` is an int to Python, but no count; and what exceeds 64 bits no exporter can write.
+    return value if type(value) is int and 0 <= value <= _LARGEST else None

@@ -1,80 +1,47 @@
-"""What has arrived of a stream when it is closed, but lies unread in buffers below.
+"""What has arrived of a body when it is closed, but lies unread in the HTTP library's buffer.
 
 A server often sends the last delta and the terminal event in one go. An application that closes at the
-last delta leaves the terminal event, with the usage, in the HTTP library's buffer or in the socket's.
+last delta leaves the terminal event, with the usage, behind.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import socket
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+import copy
+from collections.abc import Iterator
 from typing import Any, Final
 
-# More than this is not the end of an answer but the middle of one.
-_MOST_PIECES: Final = 256
+# From the library's stream down to the parser that it reads through; none of it is public.
+_WAY_DOWN: Final = ("_h11_state", "_connection", "_httpcore_stream", "_stream")
+_LONGEST_WAY: Final = 8
 
-See = Callable[[bytes], bool]
+# Without one of these there is nothing to find, and a buffer full of deltas is not worth parsing.
+_LAST_WORDS: Final = (b"response.completed", b"response.incomplete", b"response.failed")
 
 
-def see_arrived(source: Iterator[bytes], see: See, connection: socket.socket | None) -> None:
-    """Show what has arrived to `see`, as long as it asks for more. Never waits for the network.
+def arrived(stream: Any) -> Iterator[bytes]:
+    """Give the pieces that could be read without asking the network.
 
-    The connection is lost by this; it is about to be closed.
+    A copy of the parser is asked, so nothing changes for the connection.
     """
-    if connection is None:
-        return
-    try:
-        # From now on a read ends where otherwise it would wait. Not the method of a TLS socket, which
-        # would also drop its keys.
-        socket.socket.shutdown(connection, socket.SHUT_RD)
-        for piece, _ in zip(source, range(_MOST_PIECES), strict=False):
-            if not see(piece):
-                break
-    except Exception:  # noqa: S110  # the end of what had arrived
-        pass
+    parser = _parser(stream)
+    unread = bytes(parser.trailing_data[0]) if parser is not None else b""
+    if any(words in unread for words in _LAST_WORDS):
+        twin = copy.deepcopy(parser)
+        while True:
+            event = twin.next_event()
+            data = getattr(event, "data", None)
+            if data is None:  # the end of the body, or of what has arrived
+                return
+            yield bytes(data)
 
 
-async def async_see_arrived(source: AsyncIterator[bytes], see: See) -> None:
-    """Do the same on asyncio. On trio nothing is shown: its reads cannot be left half-way."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    with contextlib.suppress(StopAsyncIteration, _WouldWait, Exception):
-        for _ in range(_MOST_PIECES):
-            if not see(await _AtOnce(source.__anext__())):
-                break
-
-
-class _WouldWait(BaseException):
-    """Thrown into a read that waits for the network, as a cancellation would be."""
-
-
-class _AtOnce:
-    """Awaits something that is there already; what would have to wait is broken off."""
-
-    def __init__(self, awaitable: Any) -> None:
-        self._steps = awaitable.__await__()
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        try:
-            self._steps.send(None)
-        except StopIteration as done:
-            return done.value
-        # What it awaits while it is broken off is the closing of the connection.
-        return (yield from _thrown(self._steps))
-
-
-def _thrown(steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    try:
-        awaited = steps.throw(_WouldWait())
-    except StopIteration as done:
-        return done.value
-    while True:
-        sent = yield awaited
-        try:
-            awaited = steps.send(sent)
-        except StopIteration as done:
-            return done.value
+def _parser(stream: Any) -> Any:
+    for _ in range(_LONGEST_WAY):
+        held = vars(stream) if hasattr(stream, "__dict__") else {}
+        name = next((name for name in _WAY_DOWN if held.get(name) is not None), None)
+        if name is None:
+            return None
+        if name == "_h11_state":
+            return held[name]
+        stream = held[name]
+    return None

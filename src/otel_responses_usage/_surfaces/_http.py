@@ -130,11 +130,7 @@ def _invocation_of(options: Any) -> Invocation | None:
 
 def _watch(invocation: Invocation, client: Any, response: Any) -> None:
     first = response.history[0] if response.history else response
-    is_new = invocation.on_answer(
-        response.headers.get("content-type", ""),
-        functools.partial(make_target, client._client, first.request),  # noqa: SLF001
-    )
-    if not is_new:
+    if not invocation.on_answer(functools.partial(make_target, client._client, first.request)):  # noqa: SLF001
         return
     if _is_read(response):
         invocation.on_document(response.content)

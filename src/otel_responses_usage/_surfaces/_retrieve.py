@@ -6,10 +6,14 @@ loop, and in any pool a request of ours could take the connection that the appli
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
+import importlib
 import json
+import os
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +35,6 @@ _OF_THE_REQUEST: Final = frozenset(
         "content-length",
         "content-type",
         "expect",
-        "host",
         "idempotency-key",
         "transfer-encoding",
         "x-stainless-raw-response",
@@ -75,7 +78,7 @@ class Target:
 
     route: Route
     url: str
-    headers: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[bytes, bytes], ...]
     tenant: int
 
 
@@ -97,8 +100,12 @@ def make_target(http_client: Any, request: Any, response_id: str) -> Target | Mi
     path = f"{path.rstrip('/')}/{quote(response_id, safe='')}"
     url = request.url.copy_with(raw_path=f"{path}{separator}{query}".encode("ascii"), fragment=None)
     dropped = _OF_THE_REQUEST | {name.lower() for name in propagate.get_global_textmap().fields}
-    headers = [(name, value) for name, value in request.headers.multi_items() if name.lower() not in dropped]
-    headers.append(("accept", "application/json"))
+    headers = [
+        (name, value)
+        for name, value in request.headers.raw
+        if name.lower().decode("ascii", "replace") not in dropped
+    ]
+    headers.append((b"accept", b"application/json"))
     tenant = hash(tuple(request.headers.get(name) for name in _CREDENTIALS))
     return Target(route, str(url), tuple(headers), tenant)
 
@@ -176,6 +183,7 @@ class _Line:
 
 def _make_transport(route: Route, max_connections: int) -> Any:
     library = sys.modules[route.library]
+    _import_what_it_needs(route.library)
     proxy = None
     if route.proxy is not None:
         url, headers, ssl_context = route.proxy
@@ -189,11 +197,52 @@ def _make_transport(route: Route, max_connections: int) -> Any:
     )
 
 
+def _import_what_it_needs(library: str) -> None:
+    """Import what the HTTP library imports at its first request.
+
+    Forks wait for it: a child that inherits a half-done import can never do it, nor can the application.
+    """
+    with _imports.gate:
+        for module in (
+            "anyio._backends._asyncio",
+            "encodings.idna",
+            f"{library.replace('httpx', 'httpcore')}._backends.anyio",
+        ):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+
+
+class _Imports:
+    """Keeps imports of ours and forks of the application's apart, and never holds up a fork for long."""
+
+    _PATIENCE_S: Final = 1.0
+
+    def __init__(self) -> None:
+        self.gate = threading.Lock()
+        self._is_held = False
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._after_fork
+            )
+
+    def _before_fork(self) -> None:
+        self._is_held = self.gate.acquire(timeout=self._PATIENCE_S)
+
+    def _after_fork(self) -> None:
+        if self._is_held:
+            self.gate.release()
+
+
+_imports: Final = _Imports()
+
+
 def _route(http_client: Any, url: Any) -> Route | None:
     """Read the settings of the application's transport; they are nowhere public."""
     library = type(url).__module__.partition(".")[0]
     transport = http_client._transport_for_url(url)  # noqa: SLF001
     pool = getattr(transport, "_pool", None)
+    if pool is not None and not _is_the_library_s_own(transport, library):
+        return None  # what it adds to a request, a request of ours would lack
     if pool is None:
         # aiohttp behind the httpx interface, `DefaultAioHttpClient`: its settings are aiohttp's defaults.
         return Route(library, None, None, None, False) if _is_aiohttp(transport) else None
@@ -201,8 +250,9 @@ def _route(http_client: Any, url: Any) -> Route | None:
     proxy_url = getattr(pool, "_proxy_url", None)
     if proxy_url is not None:
         origin = proxy_url.origin
+        host = origin.host.decode()
         proxy = (
-            f"{origin.scheme.decode()}://{origin.host.decode()}:{origin.port}",
+            f"{origin.scheme.decode()}://{f'[{host}]' if ':' in host else host}:{origin.port}",
             tuple(getattr(pool, "_proxy_headers", ())),
             getattr(pool, "_proxy_ssl_context", None),
         )
@@ -213,6 +263,11 @@ def _route(http_client: Any, url: Any) -> Route | None:
         getattr(pool, "_uds", None),
         bool(getattr(pool, "_http2", False)),
     )
+
+
+def _is_the_library_s_own(transport: Any, library: str) -> bool:
+    methods = (getattr(type(transport), name, None) for name in ("handle_request", "handle_async_request"))
+    return all(method is None or method.__module__.startswith(library + ".") for method in methods)
 
 
 def _is_aiohttp(transport: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -35,11 +36,15 @@ def read_on(
 
     A blocking read takes no deadline, so at the deadline its connection is shut down under it.
     """
-    if connection is None or not _places.acquire(blocking=False):
+    if not _places.acquire(blocking=False):
+        return None
+    handle = _handle(connection)
+    if handle is None:
+        _places.release()
         return None
 
     def read() -> None:
-        deadline = threading.Timer(timeout_s, _shut_down, (connection,))
+        deadline = threading.Timer(timeout_s, _shut_down, (handle,))
         deadline.daemon = True
         deadline.start()
         try:
@@ -50,6 +55,7 @@ def read_on(
             pass
         finally:
             deadline.cancel()
+            handle.close()
             try:
                 close()
             except Exception:
@@ -61,6 +67,7 @@ def read_on(
     try:
         thread.start()
     except RuntimeError:  # the interpreter is shutting down
+        handle.close()
         _places.release()
         return None
     return thread
@@ -99,6 +106,16 @@ def async_read_on(
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
     return task
+
+
+def _handle(connection: socket.socket | None) -> socket.socket | None:
+    """Return a second handle on a connection, which works also when the application closes the first."""
+    if connection is None:
+        return None
+    try:
+        return socket.socket(fileno=os.dup(connection.fileno()))
+    except OSError:
+        return None
 
 
 def _shut_down(connection: socket.socket) -> None:

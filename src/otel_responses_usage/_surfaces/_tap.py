@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from .. import _fault
 from .._invocation import Invocation
-from ._arrived import async_see_arrived, see_arrived
+from ._arrived import arrived
 from ._tail import async_read_on, read_on
 
 # Where an exception begins that the reading of a stream itself has raised, and not the application.
@@ -59,17 +59,23 @@ class _Tap:
         self._tail: object = None  # reads on after the application has closed
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # also while there is no `_stream` yet, as in a copy
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
-    def _feeds(self) -> tuple[Callable[[bytes], bool], Callable[[bytes], int]]:
+    def _feed(self, piece: bytes) -> int:
         if self._decode is None:
-            return self._invocation.passes, self._invocation.on_bytes
-        return _never_passes, self._feed_decoded
-
-    def _feed_decoded(self, piece: bytes) -> int:
+            return self._invocation.on_bytes(piece)
         # What the reader gets is the encoded piece, which cannot be divided where the plain one can.
-        self._see(piece)
+        plain = self._decoded(piece)
+        taken = self._invocation.on_bytes(plain)
+        if taken:
+            self._invocation.on_bytes(plain[taken:])
         return 0
+
+    @property
+    def _passes(self) -> Callable[[bytes], bool]:
+        return self._invocation.passes if self._decode is None else _never_passes
 
     def _decoded(self, piece: bytes) -> bytes:
         if self._decode is None:
@@ -84,27 +90,18 @@ class _Tap:
     def _on_raise(self, error: BaseException) -> None:
         self._invocation.on_read_error(error, closed=self._closed_in_read)
 
-    def _notes_close(self, *, reading: bool) -> bool:
-        """Say whether it is for this close to tell how the stream ended."""
-        if reading:
-            # The read under way will tell: a transport that breaks closes before it raises.
-            self._closed_in_read = True
-        elif self._held:
-            self._invocation.on_bytes(self._held)
-        return not (reading or self._invocation.ended)
-
-    def _on_close(self) -> float:
+    def _on_close(self, *, reading: bool) -> float:
         """Tell of a close; return for how many seconds the stream is to be read on."""
-        raised = _in_flight()
-        return self._invocation.on_close(raised, can_read_on=self._source is not None) or 0.0
-
-    def _see(self, piece: bytes) -> bool:
-        """Show a piece that nobody will read; say whether more of them would help."""
-        plain = self._decoded(piece)
-        taken = self._invocation.on_bytes(plain)
-        if taken:
-            self._invocation.on_bytes(plain[taken:])
-        return not self._invocation.ended
+        if reading:
+            # The read under way will tell how the stream ended: a transport that breaks closes first.
+            self._closed_in_read = True
+            return 0.0
+        invocation = self._invocation
+        if self._held:
+            invocation.on_bytes(self._held)
+        if not invocation.ended and self._source is not None:
+            invocation.on_unread(map(self._decoded, arrived(self._stream)))
+        return invocation.on_close(_in_flight(), can_read_on=self._source is not None) or 0.0
 
     def _refuse(self) -> None:
         """Raise what a closed connection raises, though in truth it is being read on."""
@@ -118,7 +115,8 @@ class _SyncTap(_Tap):
         return self._reading  # type: ignore[no-any-return]
 
     def _read(self) -> Iterator[bytes]:
-        passes, feed = self._feeds()
+        passes: Callable[[bytes], bool] = _never_passes
+        feed = self._feed
         try:
             self._source = iter(self._stream)
             for piece in self._source:
@@ -129,6 +127,7 @@ class _SyncTap(_Tap):
                         yield piece[:taken]
                         piece, self._held = self._held, b""
                         feed(piece)
+                    passes = self._passes
                 yield piece
                 if self._tail is not None:
                     self._refuse()
@@ -140,13 +139,7 @@ class _SyncTap(_Tap):
         self._invocation.on_body_end()
 
     def close(self) -> None:
-        reading = self._reading is not None and self._reading.gi_running
-        tail_s = 0.0
-        if self._notes_close(reading=reading):
-            if self._source is not None and not self._invocation.wants_tail:
-                with self._invocation.peeking():
-                    see_arrived(self._source, self._see, self._connection)
-            tail_s = self._on_close()
+        tail_s = self._on_close(reading=self._reading is not None and self._reading.gi_running)
         if tail_s:
             self._tail = read_on(
                 self._source, self._stream.close, self._decoded, self._invocation, tail_s, self._connection
@@ -163,7 +156,8 @@ class _AsyncTap(_Tap):
         return self._reading  # type: ignore[no-any-return]
 
     async def _read(self) -> AsyncGenerator[bytes, None]:
-        passes, feed = self._feeds()
+        passes: Callable[[bytes], bool] = _never_passes
+        feed = self._feed
         try:
             self._source = self._stream.__aiter__()
             async for piece in self._source:
@@ -174,6 +168,7 @@ class _AsyncTap(_Tap):
                         yield piece[:taken]
                         piece, self._held = self._held, b""
                         feed(piece)
+                    passes = self._passes
                 yield piece
                 if self._tail is not None:
                     self._refuse()
@@ -189,13 +184,7 @@ class _AsyncTap(_Tap):
         self._invocation.on_body_end()
 
     async def aclose(self) -> None:
-        reading = self._reading is not None and self._reading.ag_running
-        tail_s = 0.0
-        if self._notes_close(reading=reading):
-            if self._source is not None and not self._invocation.wants_tail:
-                with self._invocation.peeking():
-                    await async_see_arrived(self._source, self._see)
-            tail_s = self._on_close()
+        tail_s = self._on_close(reading=self._reading is not None and self._reading.ag_running)
         if tail_s:
             self._tail = async_read_on(
                 self._source, self._stream.aclose, self._decoded, self._invocation, tail_s
