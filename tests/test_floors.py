@@ -28,6 +28,7 @@ NEIGHBOURS = {
     ("_response", "_usage"),
     ("_outcome", "_response"),
     ("_body", "_sse"),
+    ("_circuit", "_retrieval"),
     ("_body", "_state"),
     ("_ledger", "_invocation"),
     ("__init__", "_instrumentor"),
