@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -68,16 +69,21 @@ class Reader:
         self._close = close
         self._events_in = events_in
         self.seen: list[Any] = []
+        self.seen_at: list[float] = []
 
     async def take(self, events: int) -> None:
         while events > 0:
             item = await anext(self._items)
-            self.seen.append(item)
+            self._see(item)
             events -= self._events_in(item)
 
     async def rest(self) -> None:
         async for item in self._items:
-            self.seen.append(item)
+            self._see(item)
+
+    def _see(self, item: Any) -> None:
+        self.seen.append(item)
+        self.seen_at.append(time.time())
 
     async def close(self) -> None:
         await settle(self._close())

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -266,18 +266,12 @@ class Circuits:
         if not circuit.on_probation and place in self._probations:
             self._probations.pop(place).over.set()
 
-    @contextlib.asynccontextmanager
-    async def admission(self, place: Place) -> AsyncIterator[None]:
-        """Wait for one's turn at a place that is on probation."""
+    async def enter(self, place: Place, timeout_s: float) -> _Probation | None:
+        """Wait for one's turn at a place that is on probation; `None` where it is not, or no turn came."""
         if not self.of(place).on_probation:
-            yield
-            return
+            return None
         probation = self._probations.setdefault(place, _Probation(self._policy.failures))
-        await probation.enter()
-        try:
-            yield
-        finally:
-            probation.leave()
+        return probation if await probation.enter(timeout_s) else None
 
     def clear(self) -> None:
         """Forget every place."""
@@ -288,17 +282,18 @@ class Circuits:
 
 
 class _Probation:
-    """Lets a few in at a time until it is over, and then everybody."""
+    """Lets a few in until it is over, and then everybody."""
 
     def __init__(self, places: int) -> None:
         self.over = asyncio.Event()
         self._free = asyncio.Semaphore(places)
 
-    async def enter(self) -> None:
+    async def enter(self, timeout_s: float) -> bool:
         turn = asyncio.ensure_future(self._free.acquire())
         over = asyncio.ensure_future(self.over.wait())
         try:
-            await asyncio.wait((turn, over), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((turn, over), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            return turn.done()
         finally:
             turn.cancel()
             over.cancel()
@@ -452,13 +447,18 @@ class _Worker:
         """Drive the flow of one job, unless the circuit of its place is open."""
         trial = _Trial()
         result: Retrieved | None = None
+        probation: _Probation | None = None
         try:
-            async with self._circuits.admission(job.place):
-                result = await self._drive(job, retriever, trial)
+            left_s = max(0.0, job.deadline - time.monotonic())
+            probation = await self._circuits.enter(job.place, left_s)
+            result = await self._drive(job, retriever, trial)
         finally:
             judged = job.is_open and result is not None and job.attempts > 0
             verdict = verdict_of(result) if judged and result is not None else Verdict.NOTHING
             self._circuits.learn(job.place, verdict, is_trial=trial.is_held)
+            # One that has failed keeps its turn: the next may begin only where nothing was learned.
+            if probation is not None and verdict is Verdict.NOTHING:
+                probation.leave()
         return result
 
     async def _drive(self, job: Job, retriever: Retriever, trial: _Trial) -> Retrieved:
@@ -478,7 +478,8 @@ class _Worker:
                         if not trial.admits(self._circuits.of(job.place)):
                             return Retrieved(None, MissingReason.CIRCUIT_OPEN)
                         answer = await self._attempt(job, step.timeout_s, retriever)
-                        if answer.status == 200 and answer.response is not None:
+                        seen = answer.response if answer.status == 200 else None
+                        if seen is not None and seen.id == job.response_id:
                             trial.has_seen = True
                             self._circuits.learn(job.place, Verdict.ALIVE, is_trial=trial.is_held)
                         step = flow.send(answer)

@@ -1,0 +1,394 @@
+"""Reading on after the application has closed a stream: in the background, for a while, if asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from calls import CALLS, MODEL, Call, settle
+from conftest import Instrument, Serve
+from embedded.answer import FAILED, Answer
+from embedded.http_server import Cut, Pause, Reply, SeenRequest, Step, Wait
+from embedded.responses_api import Plan, ResponsesAPI
+from observed import eventually, token_attributes, usage_attributes
+from otel_responses_usage import ResponsesUsageInstrumentor
+from otel_responses_usage._surfaces import _tail
+from test_endings import (
+    ANSWER,
+    ASKED,
+    ASYNCIO,
+    HALF,
+    SYNC,
+    TRIO,
+    both,
+    client_of,
+    encoded,
+    looked_up,
+    pause,
+    read_half,
+    take,
+    told,
+    untidy,
+)
+from test_exit import NamedAPI, run
+from test_matrix import Runtime
+
+BACKGROUND: dict[str, Any] = {"extra_body": {"background": True}}  # early releases do not know it by name
+TAILED = {"outcome": "closed", "source": "tail", "events": 6}
+
+
+class GatedAPI(ResponsesAPI):
+    """Keeps each stream waiting for its gate after six events; then follows what is given, or the rest."""
+
+    def __init__(self, answer: Answer = ANSWER, *then: Step) -> None:
+        super().__init__(lambda _: Plan(answer))
+        self.gate = threading.Event()
+        self._then = then
+
+    def __call__(self, request: SeenRequest) -> Reply:
+        reply = super().__call__(request)
+        if request.method != "POST":
+            return reply
+        head, rest = reply.steps[:6], reply.steps[6:]
+        return replace(reply, steps=(*head, Wait(self.gate), *(self._then or rest)))
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == _tail.THREAD_NAME]
+
+
+async def until(runtime: Runtime, holds: Callable[[], Any]) -> None:
+    """Wait as an application does that goes on with something else."""
+    deadline = time.monotonic() + 15
+    while not holds() and time.monotonic() < deadline:
+        await pause(runtime)
+
+
+@both
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_the_rest_of_a_closed_stream_is_read_in_the_background(
+    call: Call, runtime: Runtime, instrument: Instrument, serve: Serve
+) -> None:
+    """`close()` returns while the server still has to answer; the usage is that of the terminal event."""
+    if not call.is_in_sdk():
+        pytest.skip("not in this release of the SDK")
+    observed = instrument(tail_timeout=60)
+    api = GatedAPI()
+    server = serve(api)
+    closed_at: list[int] = []
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        async with call.open(client, model=MODEL, input="x") as reader:
+            await reader.take(6)
+            await reader.close()
+            closed_at.append(time.time_ns())
+        await pause(runtime)
+        api.gate.set()
+        await until(runtime, lambda: observed.finished)
+        await settle(client.close())
+
+    runtime.drive(main)
+    span = observed.span()
+    assert told(span) == TAILED
+    assert (span.attributes or {})["openai_responses.response.status"] == "completed"
+    assert token_attributes(span) == usage_attributes(ANSWER.usage)
+    assert span.end_time is not None
+    assert span.end_time < closed_at[0] + 20_000_000  # the end is the application's, not that of the tail
+    assert [request.method for request in server.requests] == ["POST"]
+    assert observed.calls() == {"tail": 1}
+    assert observed.pending() == 0
+
+
+@both
+@pytest.mark.parametrize("wbits", [zlib.MAX_WBITS + 16, zlib.MAX_WBITS], ids=["gzip", "deflate"])
+def test_the_rest_of_a_compressed_stream_is_read_too(
+    wbits: int, runtime: Runtime, instrument: Instrument, serve: Serve
+) -> None:
+    """The tail of a compressed stream goes on where the application's reading has left its decoder."""
+    observed = instrument(tail_timeout=60)
+    api = GatedAPI()
+    server = serve(lambda request: encoded(api(request), wbits))
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        stream = await read_half(client)
+        await settle(stream.close())
+        api.gate.set()
+        await until(runtime, lambda: observed.finished)
+        await settle(client.close())
+
+    runtime.drive(main)
+    assert told(observed.span()) == TAILED
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+
+
+@both
+def test_a_tail_that_fails_is_still_a_close(runtime: Runtime, instrument: Instrument, serve: Serve) -> None:
+    """What the response came to afterwards is its status; how the call ended was the application's doing."""
+    observed = instrument(tail_timeout=60)
+    api = GatedAPI(replace(ANSWER, ending=FAILED))
+    server = serve(api)
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        await settle((await read_half(client)).close())
+        api.gate.set()
+        await until(runtime, lambda: observed.finished)
+        await settle(client.close())
+
+    runtime.drive(main)
+    assert told(observed.span()) == TAILED
+    assert (observed.span().attributes or {})["openai_responses.response.status"] == "failed"
+
+
+def test_tails_give_their_places_back(
+    instrument: Instrument, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many streams are read on one after the other, there is a place for the next."""
+    monkeypatch.setattr(_tail, "_places", threading.BoundedSemaphore(1))
+    observed = instrument(tail_timeout=60)
+    api = GatedAPI()
+    with client_of(SYNC, serve(api)) as client:
+        for done in (1, 2, 3):
+            api.gate.clear()
+            SYNC.drive(lambda: _close_half_read(client))
+            api.gate.set()
+            observed.spans(done)
+            eventually(lambda: threads() == [], "the tail's thread has gone")
+    assert observed.calls() == {"tail": 3}
+
+
+async def _close_half_read(client: Any) -> None:
+    await settle((await read_half(client)).close())
+
+
+async def leave_it_open(client: Any) -> None:
+    pass
+
+
+async def close_it(client: Any) -> None:
+    await settle(client.close())
+
+
+@both
+@pytest.mark.parametrize("then", [leave_it_open, close_it], ids=["client open", "client closed"])
+def test_a_tail_ends_at_its_deadline(
+    then: Callable[[Any], Awaitable[None]], runtime: Runtime, instrument: Instrument, serve: Serve
+) -> None:
+    """A server that goes on for longer is left, and the usage is looked up as without a tail."""
+    observed = instrument(tail_timeout=0.3)
+    server = serve(ResponsesAPI(lambda _: HALF))
+    closed_at: list[float] = []
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        stream = await read_half(client)
+        await settle(stream.close())
+        closed_at.append(time.time())
+        await pause(runtime)
+        await then(client)
+        await until(runtime, lambda: observed.finished)
+        await until(runtime, lambda: server.exchanges[0].client_left_at)
+        await settle(client.close())
+
+    runtime.drive(main)
+    left_at = server.exchanges[0].client_left_at
+    assert told(observed.span()) == looked_up("closed")
+    assert left_at is not None
+    assert left_at - closed_at[0] > 0.25 or then is close_it
+    eventually(lambda: threads() == [], "the tail's thread has gone")
+
+
+def no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tail, "_places", threading.BoundedSemaphore(1))
+    _tail._places.acquire()
+
+
+@pytest.mark.parametrize(
+    ("runtime", "settings", "asked", "prepare"),
+    [
+        (SYNC, {}, {}, None),
+        (ASYNCIO, {}, {}, None),
+        (SYNC, {"tail_timeout": 60}, BACKGROUND, None),
+        (ASYNCIO, {"tail_timeout": 60}, BACKGROUND, None),
+        (SYNC, {"tail_timeout": 60}, {}, no_place),
+        (TRIO, {"tail_timeout": 60}, {}, None),
+    ],
+    ids=[
+        "sync, off",
+        "asyncio, off",
+        "sync, background",
+        "asyncio, background",
+        "sync, too many",
+        "trio",
+    ],
+)
+@untidy
+def test_what_is_not_read_on_is_closed_at_once(
+    runtime: Runtime,
+    settings: dict[str, Any],
+    asked: dict[str, Any],
+    prepare: Callable[[pytest.MonkeyPatch], None] | None,
+    instrument: Instrument,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where there is no tail, the server sees its client leave with the close, and is asked afterwards."""
+    if prepare is not None:
+        prepare(monkeypatch)
+    observed = instrument(**settings)
+    server = serve(ResponsesAPI(lambda _: HALF))
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        stream = await settle(client.responses.create(**ASKED, **asked))
+        await take(stream)
+        await settle(stream.close())
+        await until(runtime, lambda: server.exchanges[0].client_left_at)
+        await settle(client.close())
+
+    runtime.drive(main)
+    assert server.exchanges[0].client_left_at is not None
+    assert told(observed.span()) == looked_up("closed")
+    assert [request.method for request in server.requests] == ["POST", "GET"]
+
+
+@both
+@pytest.mark.parametrize("events", [0, 6], ids=["unread", "half read"])
+def test_a_read_after_the_close_raises_as_without_a_tail(
+    events: int, runtime: Runtime, instrument: Instrument, serve: Serve
+) -> None:
+    """An application that reads from a stream it has closed gets the exception that it always got."""
+    api = GatedAPI()
+    server = serve(api)
+    raised: list[tuple[type, ...]] = []
+
+    async def main() -> None:
+        api.gate.clear()
+        client = client_of(runtime, server)
+        stream = await settle(client.responses.create(**ASKED))
+        await take(stream, events)
+        await settle(stream.close())
+        try:
+            await take(stream, 1)
+        except Exception as error:
+            # Early releases hand on the library's own error, whose cause is the library's business.
+            of_sdk = isinstance(error, openai.APIConnectionError)
+            raised.append((type(error), type(error.__cause__)) if of_sdk else (type(error),))
+        api.gate.set()
+        await settle(client.close())
+
+    runtime.drive(main)
+    instrument(tail_timeout=60)
+    runtime.drive(main)
+    without_us, with_us = raised
+    assert with_us == without_us
+
+
+@both
+def test_a_tail_that_breaks_off_is_looked_up(runtime: Runtime, instrument: Instrument, serve: Serve) -> None:
+    """A connection that is lost in mid-tail costs the tail, not the usage."""
+    observed = instrument(tail_timeout=60)
+    api = GatedAPI(ANSWER, Cut())
+    server = serve(api)
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        await settle((await read_half(client)).close())
+        api.gate.set()
+        await until(runtime, lambda: observed.finished)
+        await settle(client.close())
+
+    runtime.drive(main)
+    assert told(observed.span()) == looked_up("closed")
+
+
+@both
+def test_uninstrumenting_ends_a_tail(runtime: Runtime, instrument: Instrument, serve: Serve) -> None:
+    """`uninstrument()` in mid-tail does not wait for the tail: the call is closed, and looked up."""
+    observed = instrument(tail_timeout=60, exit_timeout=10)
+    api = GatedAPI()
+    server = serve(api)
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        await settle((await read_half(client)).close())
+        ResponsesUsageInstrumentor().uninstrument()
+        assert observed.finished == 1
+        api.gate.set()
+        await until(runtime, lambda: not threads())
+        await settle(client.close())
+
+    runtime.drive(main)
+    assert told(observed.span()) == looked_up("closed")
+
+
+def test_a_loop_is_not_held_up_by_a_tail(
+    instrument: Instrument, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`asyncio.run` returns in mid-tail, without a complaint, and the usage is looked up."""
+    observed = instrument(tail_timeout=60)
+    server = serve(ResponsesAPI(lambda _: HALF))
+
+    async def main() -> None:
+        stream = await read_half(client_of(ASYNCIO, server))
+        await stream.close()
+
+    began = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - began < 20
+    assert told(observed.span()) == looked_up("closed")
+    gc.collect()
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_a_cancelled_stream_has_no_tail(instrument: Instrument, serve: Serve) -> None:
+    """A tail is for streams that the application closes; a cancelled read has lost its connection."""
+    observed = instrument(tail_timeout=60)
+    server = serve(ResponsesAPI(lambda _: HALF))
+
+    async def main() -> None:
+        client = client_of(ASYNCIO, server)
+        async with await read_half(client) as stream:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(take(stream), 0.1)
+        await until(ASYNCIO, lambda: server.exchanges[0].client_left_at)
+        await client.close()
+
+    asyncio.run(main())
+    assert server.exchanges[0].client_left_at is not None
+    assert told(observed.span()) == looked_up("cancelled", "CancelledError")
+
+
+EXITS = """
+read_half("open").close()
+
+
+async def leave():
+    await (await async_read_half("open, async")).close()
+
+
+loop = asyncio.new_event_loop()
+loop.run_until_complete(leave())
+"""
+
+
+def test_an_exit_in_mid_tail_loses_nothing(tmp_path: Path, serve: Serve) -> None:
+    """A process that ends while streams are read on looks their usage up, and complains of nothing."""
+    server = serve(NamedAPI(before_get=Pause(0.3)))
+    ran = run(tmp_path, server, EXITS, OTEL_RESPONSES_USAGE_TAIL_TIMEOUT="60")
+    closed = {"outcome": "closed", "source": "retrieval"}
+    assert (ran.code, ran.complaints) == (0, "")
+    assert ran.told() == {"open": closed, "open, async": closed}
+    assert ran.total("openai_responses.calls", **{"openai_responses.usage.source": "retrieval"}) == 2
