@@ -324,7 +324,7 @@ def test_every_kind_of_futile_server_is_left_alone(
     clock: Clock,  # noqa: ARG001
 ) -> None:
     """After five calls about which nothing was to be had, the sixth and seventh cost no request."""
-    observed = instrument(retrieval_timeout=0.15)
+    observed = instrument(retrieval_timeout=0.5 if reason == "timeout" else 10.0)
     server = serve(ResponsesAPI(Luck(reply).plan))
     with closing(Caller(observed, server)) as caller:
         assert caller.results(5) == [reason] * 5

@@ -221,7 +221,8 @@ class Storm:
 
     def __str__(self) -> str:
         return (
-            f"{self.streams} streams cut within {self.cut_s:.2f} s: {self.exact} exact, {dict(self.reasons)}; "
+            f"{self.streams} streams cut within {self.cut_s:.2f} s: {self.exact} exact, "
+            f"{dict(self.reasons)}; "
             f"seen after {self.seen_s:.1f} s, {self.seen_cpu_s:.1f} s of processor time, the worst tick "
             f"{self.worst_lag_cpu_s:.2f} s; ticks while looking up {1000 * self.lag_after_s:.1f} ms late; "
             f"{self.most_gets} GETs at most; {self.peak_mb:.0f} MB at most, {self.mb_left:+.1f} MB and "

@@ -221,7 +221,7 @@ class Row:
         return f"{self.server}: {self.does}"
 
 
-SOON = {"retrieval_timeout": 0.3, "background_timeout": 0.3}
+SOON = {"retrieval_timeout": 0.6, "background_timeout": 0.6}
 LONG_ID = "resp_" + "bGl0ZWxsbTpjdXN0b21fbGxtX3Byb3ZpZGVy" * 11
 LIGHT_CREATED: Event = {
     "type": "response.created",
