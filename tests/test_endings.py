@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import anyio
-import openai
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -23,7 +22,8 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import StatusCode
 
-from calls import entered, items, settle
+from calls import CUT as CUT_ERRORS
+from calls import entered, items, settle, since
 from conftest import Instrument, Serve
 from embedded.answer import Answer, new_id, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Send, Wait, frame
@@ -278,7 +278,7 @@ def test_a_stream_closed_elsewhere_while_it_is_read_is_closed(
         async def read() -> None:
             await take(stream)
             has_read.set()
-            with pytest.raises(openai.APIConnectionError):
+            with pytest.raises(CUT_ERRORS):
                 await take(stream, 1)
 
         finished = begin(runtime, read)
@@ -477,7 +477,7 @@ def test_a_generator_around_a_stream_that_is_closed_closes_it(
 
 
 async def then_read(stream: Any) -> None:
-    with pytest.raises(openai.APIConnectionError):
+    with pytest.raises(CUT_ERRORS):
         await take(stream)
 
 
@@ -554,6 +554,7 @@ def test_streams_that_are_read_in_turns_are_told_apart(
 *BEFORE, LAST = ANSWER.events()
 LATE = Answer(ANSWER.pieces[:1], usage(1, 1), id=ANSWER.id).events()[-2:]
 DONE = b"data: [DONE]\n\n"
+STOPS_AT_DONE = since(2, 7, 0)  # before, the SDK read on to the end of the body
 
 
 @pytest.mark.parametrize(
@@ -561,9 +562,14 @@ DONE = b"data: [DONE]\n\n"
     [
         ([LAST, *LATE], None, {"outcome": "completed", "source": "stream"}),
         ([LAST, DONE], None, {"outcome": "completed", "source": "stream"}),
-        ([LAST, DONE], Hold(), {"outcome": "completed", "source": "stream"}),
+        pytest.param([LAST, DONE], Hold(), {"outcome": "completed", "source": "stream"}, marks=STOPS_AT_DONE),
         ([DONE], None, {"outcome": "truncated", "error": "stream_truncated", "source": "retrieval"}),
-        ([DONE], Hold(), {"outcome": "truncated", "error": "stream_truncated", "source": "retrieval"}),
+        pytest.param(
+            [DONE],
+            Hold(),
+            {"outcome": "truncated", "error": "stream_truncated", "source": "retrieval"},
+            marks=STOPS_AT_DONE,
+        ),
     ],
     ids=["terminal, more", "terminal, done", "terminal, done, silence", "done", "done, silence"],
 )
@@ -679,7 +685,7 @@ def test_a_compressed_stream_is_metered_the_same(
         async with entered(await settle(client.responses.create(**ASKED))) as stream:
             await take(stream)
             if expected["outcome"] != "closed":
-                with contextlib.suppress(openai.APIConnectionError):
+                with contextlib.suppress(*CUT_ERRORS):
                     async for _ in items(stream):
                         pass
         await settle(client.close())
@@ -732,7 +738,7 @@ def test_the_memory_of_a_stream_does_not_grow(runtime: Runtime, observed: Observ
             read, total = 0, len(block.data) * blocks
             async for piece in items(response.iter_bytes()):
                 read += len(piece)
-                if read > total * (0.1, 0.9, 2)[len(held)]:
+                if read > total * (0.1, 0.5, 0.6, 0.7, 0.8, 0.9, 2)[len(held)]:
                     gc.collect()
                     held.append(tracemalloc.get_traced_memory()[0])
         await settle(client.close())
@@ -743,7 +749,9 @@ def test_the_memory_of_a_stream_does_not_grow(runtime: Runtime, observed: Observ
     finally:
         tracemalloc.stop()
     assert told(observed.span())["events"] == 2 + 50 * blocks
-    assert held[1] - held[0] < 150_000
+    early, *late = held
+    # What is on its way between server and client comes and goes; 8 bytes for an event would be 320,000.
+    assert min(late) - early < 200_000
 
 
 # Faults of our own
@@ -779,13 +787,13 @@ async def read_all(client: Any) -> list[str]:
     try:
         async for event in items(await settle(client.responses.create(**ASKED))):
             seen.append(event.type)  # noqa: PERF401  # what was read before an exception counts
-    except openai.APIConnectionError as error:
-        seen.append(repr(error))
+    except CUT_ERRORS:
+        seen.append("cut")
     return seen
 
 
 CUT = Plan(ANSWER, cut_after=6, end=Cut())
-CUT_SEEN = [*(event["type"] for event in ANSWER.events()[:6]), "APIConnectionError('Connection error.')"]
+CUT_SEEN = [*(event["type"] for event in ANSWER.events()[:6]), "cut"]
 ALL_SEEN = [event["type"] for event in ANSWER.events()]
 
 

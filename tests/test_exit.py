@@ -67,6 +67,8 @@ def _points(data):
 # An application with three streams open, one of them being read, and two that were cut a moment ago.
 APPLICATION = '''
 import asyncio
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -77,6 +79,11 @@ import openai
 from opentelemetry import metrics, trace
 from otel_responses_usage import ResponsesUsageInstrumentor
 from telemetry import FOLDER, provide
+
+if sys.version_info >= (3, 13):
+    # CPython crashes when it collects a half-read stream at its very end, which calls `timedelta`, with us
+    # or without: https://github.com/python/cpython/issues/132413. So nothing is collected then.
+    atexit.register(gc.freeze)
 
 HTTP = sys.modules.get("httpx2") or sys.modules["httpx"]
 CUT = (openai.APIConnectionError, HTTP.TransportError)

@@ -290,8 +290,9 @@ def test_a_read_after_the_close_raises_as_without_a_tail(
         await settle(client.close())
 
     runtime.drive(main)
-    instrument(tail_timeout=60)
+    observed = instrument(tail_timeout=60)
     runtime.drive(main)
+    observed.span()
     without_us, with_us = raised
     assert with_us == without_us
 

@@ -233,6 +233,8 @@ class ScriptedServer:
         self._listening.set()
         await self._stopping.wait()
         listener.close()
+        for _ in range(5):  # turns of the loop, until what was just accepted is a wire
+            await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
