@@ -593,12 +593,7 @@ POOLS: dict[str, tuple[str, Callable[..., Any]]] = {
 }
 
 
-AIOHTTP_SETTINGS = pytest.mark.xfail(reason="the settings of an aiohttp transport are not read yet")
-
-
-@pytest.fixture(
-    params=[pytest.param(name, marks=AIOHTTP_SETTINGS if name == "aiohttp" else ()) for name in POOLS]
-)
+@pytest.fixture(params=POOLS)
 def pool(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Make an SDK client over an HTTP client with these settings."""
     if request.param.startswith("other") and OTHER_HTTP is None:
@@ -683,7 +678,6 @@ def test_the_look_up_goes_through_the_proxy_of_the_environment(
     assert [head.split(b" ")[0] for head in front.requests] == [b"POST", b"GET"]
 
 
-@pytest.mark.xfail(reason="the credentials of a SOCKS proxy are not read yet")
 def test_the_look_up_goes_through_a_socks_proxy(
     server: ScriptedServer, door: Callable[..., Door], observed: Observed
 ) -> None:
@@ -720,6 +714,35 @@ def test_the_look_up_goes_through_the_unix_socket(
     read_cut(client)
     get = looked_up(observed, server, front)
     assert get.headers["host"] == "api.test"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "aiohttp"])
+def test_the_look_up_comes_from_the_application_s_address(
+    kind: str, server: ScriptedServer, door: Callable[..., Door], observed: Observed
+) -> None:
+    """An application that leaves by one of its machine's addresses is let in by it; the GET uses it, too."""
+    clients: set[str] = set()
+
+    def note(connection: socket.socket) -> tuple[socket.socket, bytes, Any]:
+        clients.add(connection.getpeername()[0])
+        return connection, b"", address_of(server)
+
+    front = door(note)
+    if kind == "sync":
+        http_client = HTTP.Client(transport=HTTP.HTTPTransport(local_address="127.0.0.2"))
+    elif kind == "async":
+        http_client = HTTP.AsyncClient(transport=HTTP.AsyncHTTPTransport(local_address="127.0.0.2"))
+    else:
+        if not hasattr(openai, "DefaultAioHttpClient"):
+            pytest.skip("not in this release of the SDK")
+        http_client = openai.DefaultAioHttpClient()
+        http_client._transport = type(http_client._transport)(local_address="127.0.0.2")
+    client = made(
+        "OpenAI" if kind == "sync" else "AsyncOpenAI", f"http://{front.address}", http_client=http_client
+    )
+    read_cut(client)
+    looked_up(observed, server, front)
+    assert clients == {"127.0.0.2"}
 
 
 def test_the_look_up_goes_through_the_proxy_with_tls_of_its_own(

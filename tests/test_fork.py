@@ -81,6 +81,7 @@ def test_a_forked_child_accounts_for_its_own_calls_alone(tmp_path: Path, server:
     assert set(by_process(ran)) == set(server.ports)
     assert_no_port_is_shared(server)
     assert ran.total("gen_ai.client.token.usage", **{"gen_ai.token.type": "output"}) == 8 * 245
+    assert ran.total("openai_responses.pending") == 0, "what waits in the parent does not wait in the child"
 
 
 WORKER = """

@@ -96,7 +96,7 @@ def test_a_response_that_is_stored_a_moment_later_is_found(serve: Serve, instrum
         (Reply(200, before=(Cut(),)), "transport_error", 4),
         (Reply(200, before=(Cut("rst"),)), "transport_error", 4),
     ],
-    ids=str,
+    ids=["401", "403", "400", "405", "501", "404", "elsewhere", "no json", "another id", "fin", "rst"],
 )
 def test_a_server_that_has_no_answer_is_left_alone(
     reply: Reply, reason: str, requests: int, serve: Serve, instrument: Instrument

@@ -7,7 +7,10 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Final
+
+from opentelemetry.trace import INVALID_SPAN
 
 from ._config import Config
 from ._invocation import Invocation
@@ -28,6 +31,7 @@ class Ledger:
         self._telemetry = telemetry
         self._recovery = recovery
         self._open: dict[Invocation, None] = {}
+        self._owed: list[Callable[[], object]] = []
         self._closed = False
         self._closes_at_exit = False
         if hasattr(os, "register_at_fork"):
@@ -38,6 +42,8 @@ class Ledger:
         """Begin a call; `None` where nobody listens, and once the ledger is closed."""
         if self._closed:
             return None
+        while self._owed:
+            self._owed.pop()()
         invocation = Invocation(request, self._config, self._telemetry, self._recovery, self._strike)
         if not self._telemetry.is_heard(invocation.span):
             return None
@@ -79,7 +85,10 @@ class Ledger:
             invocation.disown()
         self._open = {}
         self._closes_at_exit = False
-        self._recovery.reset()
+        # The metrics have come along with the parent's values. They are put right by the first call: just
+        # after a fork, whatever an application does is risky.
+        pending, forget_circuits = self._recovery.begin_anew()
+        self._owed += [partial(self._telemetry.release, INVALID_SPAN)] * pending + [forget_circuits]
 
     def _strike(self, invocation: Invocation) -> None:
         self._open.pop(invocation, None)

@@ -119,10 +119,20 @@ class Recovery:
         self._config = config
         self._make_retriever = make_retriever
         self._on_circuit = on_circuit
-        self.reset()
+        self._start_anew()
 
-    def reset(self) -> None:
-        """Start anew. After a fork the jobs are the parent's, and its thread and sockets are not here."""
+    def begin_anew(self) -> tuple[int, Callable[[], None]]:
+        """Leave to the parent process its jobs, thread and sockets.
+
+        Returns:
+            How many jobs it had, and a function that reports its open circuits as closed.
+
+        """
+        pending, circuits = len(self._waiting), self._circuits
+        self._start_anew()
+        return pending, circuits.clear
+
+    def _start_anew(self) -> None:
         # A signal handler of the application's may come back here.
         self._starting = threading.RLock()
         self._worker: _Worker | None = None

@@ -6,6 +6,7 @@ loop, and in any pool a request of ours could take the connection that the appli
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import email.utils
 import importlib
@@ -58,7 +59,9 @@ class Route:
         ssl_context: The application's own, with its authorities and client certificates.
         proxy: URL and headers of the proxy, and the context for speaking TLS with it.
         uds: Path of a Unix socket.
-        http2: Whether the application may speak HTTP/2.
+        local_address: The address that connections are made from.
+        http1: Whether the application may speak HTTP/1.1.
+        http2: Whether it may speak HTTP/2.
 
     """
 
@@ -66,6 +69,8 @@ class Route:
     ssl_context: ssl.SSLContext | None
     proxy: tuple[str, tuple[tuple[bytes, bytes], ...], ssl.SSLContext | None] | None
     uds: str | None
+    local_address: str | None
+    http1: bool
     http2: bool
 
 
@@ -192,6 +197,8 @@ def _make_transport(route: Route, max_connections: int) -> Any:
         verify=route.ssl_context if route.ssl_context is not None else True,
         proxy=proxy,
         uds=route.uds,
+        local_address=route.local_address,
+        http1=route.http1,
         http2=route.http2,
         limits=library.Limits(max_connections=max_connections, keepalive_expiry=5.0),
     )
@@ -244,15 +251,19 @@ def _route(http_client: Any, url: Any) -> Route | None:
     if pool is not None and not _is_the_library_s_own(transport, library):
         return None  # what it adds to a request, a request of ours would lack
     if pool is None:
-        # aiohttp behind the httpx interface, `DefaultAioHttpClient`: its settings are aiohttp's defaults.
-        return Route(library, None, None, None, False) if _is_aiohttp(transport) else None
+        return _aiohttp_route(library, transport) if _is_aiohttp(transport) else None
     proxy = None
     proxy_url = getattr(pool, "_proxy_url", None)
     if proxy_url is not None:
         origin = proxy_url.origin
         host = origin.host.decode()
+        if ":" in host:
+            host = f"[{host}]"
+        # SOCKS has credentials of its own; those of an HTTP proxy are among its headers.
+        user, password = getattr(pool, "_proxy_auth", None) or (b"", b"")
+        login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user else ""
         proxy = (
-            f"{origin.scheme.decode()}://{f'[{host}]' if ':' in host else host}:{origin.port}",
+            f"{origin.scheme.decode()}://{login}{host}:{origin.port}",
             tuple(getattr(pool, "_proxy_headers", ())),
             getattr(pool, "_proxy_ssl_context", None),
         )
@@ -261,13 +272,35 @@ def _route(http_client: Any, url: Any) -> Route | None:
         getattr(pool, "_ssl_context", None),
         proxy,
         getattr(pool, "_uds", None),
-        bool(getattr(pool, "_http2", False)),
+        getattr(pool, "_local_address", None),
+        http1=bool(getattr(pool, "_http1", True)),
+        http2=bool(getattr(pool, "_http2", False)),
     )
 
 
 def _is_the_library_s_own(transport: Any, library: str) -> bool:
     methods = (getattr(type(transport), name, None) for name in ("handle_request", "handle_async_request"))
     return all(method is None or method.__module__.startswith(library + ".") for method in methods)
+
+
+def _aiohttp_route(library: str, transport: Any) -> Route:
+    """Read the settings of aiohttp behind the httpx interface, `DefaultAioHttpClient`."""
+    proxy = None
+    if transport.proxy is not None:
+        headers = list(transport.proxy.headers.raw)
+        if transport.proxy.raw_auth is not None:
+            token = base64.b64encode(b":".join(transport.proxy.raw_auth))
+            headers.append((b"proxy-authorization", b"Basic " + token))
+        proxy = (str(transport.proxy.url), tuple(headers), transport.proxy.ssl_context)
+    return Route(
+        library,
+        transport.ssl_context,
+        proxy,
+        transport.uds,
+        getattr(transport, "local_address", None),
+        http1=True,
+        http2=False,
+    )
 
 
 def _is_aiohttp(transport: Any) -> bool:
