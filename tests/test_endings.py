@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import sys
 import threading
+import time
 import tracemalloc
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
@@ -28,7 +30,9 @@ from conftest import Instrument, Serve
 from embedded.answer import Answer, new_id, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Send, Wait, frame
 from embedded.responses_api import Plan, ResponsesAPI
-from observed import Observed, eventually, token_attributes, usage_attributes
+from observed import PATIENCE_S, Observed, eventually, token_attributes, usage_attributes
+from otel_responses_usage import ResponsesUsageInstrumentor
+from otel_responses_usage._recovery import THREAD_NAME
 from otel_responses_usage._surfaces import HttpRetriever, _http
 from test_matrix import RUNTIMES, Runtime
 
@@ -719,7 +723,74 @@ def kept() -> set[str]:
     """The classes of ours that have instances."""
     gc.collect()
     kinds = {type(thing) for thing in gc.get_objects()}
-    return {kind.__name__ for kind in kinds if kind.__module__.startswith("otel_responses_usage")}
+    return {kind.__name__ for kind in kinds if str(kind.__module__).startswith("otel_responses_usage")}
+
+
+@runtimes
+@untidy
+def test_nothing_is_left_behind(
+    runtime: Runtime, instrument: Instrument, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ended streams leave what they leave without us: no thread, task, socket or object of ours is kept."""
+    caplog.set_level(logging.CRITICAL + 1, "trio")  # its records would keep frames, and what is in them
+    server = serve(ResponsesAPI(lambda _: HALF))
+    before = set(threading.enumerate())
+    connections: list[int] = []
+    threads: list[set[str]] = []
+    tasks: list[Any] = []
+
+    def started() -> set[str]:
+        return {thread.name for thread in set(threading.enumerate()) - before}
+
+    async def main() -> None:
+        client = await wander(runtime, server)
+        if observed is not None:
+            observed.spans(7 if runtime is not SYNC else 6)
+            threads.append(started())
+            ResponsesUsageInstrumentor().uninstrument()
+        threads.append(started())
+        if runtime is ASYNCIO:
+            tasks.append(asyncio.all_tasks() - {asyncio.current_task()})
+        await pause(runtime)
+        without_us = connections[0] if connections else server.open_connections
+        deadline = time.monotonic() + PATIENCE_S
+        while server.open_connections > without_us and time.monotonic() < deadline:
+            await pause(runtime)
+        connections.append(server.open_connections)
+        await settle(client.close())
+
+    observed = None
+    runtime.drive(main)
+    eventually(lambda: server.open_connections == 0, "no connection left without us")
+    observed = instrument()
+    runtime.drive(main)
+    eventually(lambda: server.open_connections == 0, "no connection left")
+    without_us, with_us = connections
+    assert with_us <= without_us
+    own, while_on, once_off = threads  # asyncio and trio have some for the names of hosts
+    assert while_on == own | {THREAD_NAME}
+    assert once_off == own
+    assert not any(tasks)
+    eventually(lambda: kept() == {"ResponsesUsageInstrumentor"}, "all forgotten but what is for good")
+    assert gc.garbage == []
+
+
+@runtimes
+@untidy
+def test_calls_that_are_over_are_forgotten(
+    runtime: Runtime, observed: Observed, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once a span has ended and its connection is closed, nothing of the call is kept, least of all a key."""
+    caplog.set_level(logging.CRITICAL + 1, "trio")
+    server = serve(ResponsesAPI(lambda _: HALF))
+
+    async def main() -> None:
+        client = await wander(runtime, server)
+        await settle(client.close())
+
+    runtime.drive(main)
+    observed.spans(7 if runtime is not SYNC else 6)
+    eventually(lambda: not kept() & {"Invocation", "Job", "Target"}, "no call kept")
 
 
 @both
@@ -933,6 +1004,83 @@ class Mortal:
     @staticmethod
     def _die() -> None:
         raise SystemExit
+
+
+@both
+def test_a_dead_worker_is_replaced(
+    runtime: Runtime, observed: Observed, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a dying worker had in hand is counted as lost; calls after it are looked up by another."""
+    Mortal(monkeypatch, in_hand=1)
+    server = serve(ResponsesAPI(lambda _: replace(CUT, answer=replace(ANSWER, id=new_id()))))
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        for done in (1, 2):
+            assert await read_all(client) == CUT_SEEN
+            observed.spans(done)
+        await settle(client.close())
+
+    runtime.drive(main)
+    lost, found = sorted(observed.spans(2), key=lambda span: "source" in told(span))
+    assert "missing" in told(lost)
+    assert told(found) == looked_up("cut", "RemoteProtocolError")
+    assert sum(observed.calls().values()) == 2
+    assert observed.pending() == 0
+    gc.collect()  # whatever the worker left half-done would complain
+
+
+def test_a_dying_worker_takes_no_call_with_it(
+    observed: Observed, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that are cut while a worker puts its things away are told soon, and not forgotten."""
+    held_up = {finished: (threading.Event(), threading.Event()) for finished in (2, 3)}
+
+    class HoldUp(SpanProcessor):
+        """Holds the worker up while it ends the second span, and the third."""
+
+        def on_end(self, span: ReadableSpan) -> None:  # noqa: ARG002  # the interface's signature
+            if threading.current_thread().name == THREAD_NAME and observed.finished in held_up:
+                reached, released = held_up[observed.finished]
+                reached.set()
+                released.wait(10)
+
+    mortal = Mortal(monkeypatch, in_hand=2)
+    observed.tracer_provider.add_span_processor(HoldUp())
+    server = serve(ResponsesAPI(lambda _: replace(CUT, answer=replace(ANSWER, id=new_id()))))
+    with client_of(SYNC, server) as client:
+        SYNC.drive(lambda: read_all(client))
+        eventually(lambda: mortal.left == 1, "a look-up under way")
+        SYNC.drive(lambda: read_all(client))
+        for reached, released in held_up.values():
+            assert reached.wait(10)
+            SYNC.drive(lambda: read_all(client))
+            released.set()
+        observed.spans(4)
+    assert sum(observed.calls().values()) == 4
+    assert observed.pending() == 0
+    gc.collect()
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again(
+    observed: Observed, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a process is out of threads for a moment, the calls of that moment wait, and no others."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == THREAD_NAME:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    server = serve(ResponsesAPI(lambda _: replace(CUT, answer=replace(ANSWER, id=new_id()))))
+    with client_of(SYNC, server) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            SYNC.drive(lambda: read_all(client))
+        SYNC.drive(lambda: read_all(client))
+        observed.spans(2)
+    assert observed.calls() == {"retrieval": 2}
 
 
 @both

@@ -224,10 +224,10 @@ class Recovery:
 
     def _running_worker(self) -> _Worker:
         worker = self._worker
-        if worker is None or not worker.is_usable():
+        if worker is None or not worker.takes_jobs():
             with self._starting:
                 worker = self._worker
-                if worker is None or not worker.is_usable():
+                if worker is None or worker.has_ended:
                     worker = _Worker(
                         self._config.max_concurrency,
                         self._make_retriever,
@@ -235,8 +235,9 @@ class Recovery:
                         self._run_errands,
                         self._forget,
                     )
+                if not worker.takes_jobs():
                     worker.start()
-                    self._worker = worker
+                self._worker = worker
         return worker
 
 
@@ -325,6 +326,7 @@ class _Worker:
     ) -> None:
         self.settled = threading.Event()
         self.has_no_thread = False
+        self.has_ended = False
         self._slots = asyncio.Semaphore(max_concurrency)
         self._policy = RetrievalPolicy()
         self._make_retriever = make_retriever
@@ -339,18 +341,18 @@ class _Worker:
         self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
 
     def start(self) -> None:
-        try:
+        """Start the thread, or try it once more with the next job."""
+        with contextlib.suppress(RuntimeError):
+            # The process is out of threads, or the interpreter is shutting down, and since Python 3.12 it
+            # starts no thread then. Whoever waits for the jobs does them.
             self._thread.start()
-        except RuntimeError:
-            # The interpreter is shutting down, and since Python 3.12 it starts no thread then. Whoever
-            # waits for the jobs does them.
-            self.has_no_thread = True
+        self.has_no_thread = not self._thread.is_alive()
 
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    def is_usable(self) -> bool:
-        return self.has_no_thread or self._thread.is_alive()
+    def takes_jobs(self) -> bool:
+        return self._thread.is_alive() and not self.has_ended
 
     def serve_here(self, timeout_s: float) -> None:
         """Do in the calling thread what there is to do, for so long at most."""
@@ -359,7 +361,10 @@ class _Worker:
 
     def put(self, job: Job) -> None:
         self._inbox.append(job)
-        self.wake()
+        if self.has_ended:
+            self._give_up()
+        else:
+            self.wake()
 
     def wake(self) -> None:
         self._call(self._wake.set)
@@ -393,10 +398,20 @@ class _Worker:
                 _fault.report("looking responses up")
             finally:
                 self._wind_up()
-                for job in (*self._tasks, *self._inbox):
-                    job.finish(Retrieved(None, MissingReason.SHUTDOWN), UsageSource.RETRIEVAL)
-                    self._forget(job)
-                self.settled.set()
+                self.has_ended = True
+                self._inbox.extend(self._tasks)
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """Settle what nobody will look up. Also called by who was too late to see that the worker ended."""
+        while True:
+            try:
+                job = self._inbox.popleft()
+            except IndexError:
+                break
+            job.finish(Retrieved(None, MissingReason.SHUTDOWN), UsageSource.RETRIEVAL)
+            self._forget(job)
+        self.settled.set()
 
     def _wind_up(self) -> None:
         """Let what a broken loop has left behind end in good order."""
@@ -417,9 +432,7 @@ class _Worker:
                 self._wake.clear()
                 self._run_errands()
                 while self._inbox:
-                    job = self._inbox.popleft()
-                    if job.is_open:
-                        self._tasks[job] = self._loop.create_task(self._settle(job, retriever))
+                    self._begin(self._inbox.popleft(), retriever)
                 if until_idle and not self._tasks:
                     break
                 if self._tasks:
@@ -433,6 +446,11 @@ class _Worker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await retriever.aclose()
+
+    def _begin(self, job: Job, retriever: Retriever) -> None:
+        # Not a variable of `_serve`: that would keep the last job, and its credentials, until the next one.
+        if job.is_open:
+            self._tasks[job] = self._loop.create_task(self._settle(job, retriever))
 
     async def _woken_within(self, timeout_s: float) -> bool:
         with contextlib.suppress(asyncio.TimeoutError):
