@@ -159,13 +159,13 @@ class Recovery:
         """Have the worker do something soon. Takes no lock, so a garbage collector may call it."""
         self._errands.append(errand)
         worker = self._worker
-        if worker is not None and worker.is_alive():
+        if worker is not None and worker.takes_jobs():
             worker.wake()
         else:
             # `Thread.start` takes locks that the thread which the collector interrupts may hold. At the
             # end of the interpreter no thread starts; then `drain` runs the errands.
             with contextlib.suppress(RuntimeError):
-                _thread.start_new_thread(lambda: self._running_worker().wake(), ())
+                _thread.start_new_thread(self._run_errands_somewhere, ())
 
     def awaits(self, response_id: str) -> bool:
         """Whether a job waits for this response."""
@@ -197,8 +197,9 @@ class Recovery:
     def stop(self, timeout_s: float) -> None:
         """Drain, refuse every later job, and end the worker."""
         self.drain(timeout_s)
-        self._closed = True
-        worker = self._worker
+        with self._starting:  # a worker that is being started is seen here, and a later one sees this
+            self._closed = True
+            worker = self._worker
         if worker is not None:
             worker.stop(_STOP_GRACE_S)
         self._circuits.clear()
@@ -222,6 +223,12 @@ class Recovery:
                 return
             errand()
 
+    def _run_errands_somewhere(self) -> None:
+        if self._closed:
+            self._run_errands()
+        else:
+            self._running_worker().wake()
+
     def _running_worker(self) -> _Worker:
         worker = self._worker
         if worker is None or not worker.takes_jobs():
@@ -238,6 +245,8 @@ class Recovery:
                 if not worker.takes_jobs():
                     worker.start()
                 self._worker = worker
+                if self._closed:
+                    worker.stop(0.0)
         return worker
 
 
@@ -376,6 +385,7 @@ class _Worker:
         self._stopping = True
         self.wake()
         if self.has_no_thread:
+            self.has_ended = True
             self._loop.close()
         elif self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
@@ -401,6 +411,7 @@ class _Worker:
                 self.has_ended = True
                 self._inbox.extend(self._tasks)
                 self._give_up()
+                self._run_errands()
 
     def _give_up(self) -> None:
         """Settle what nobody will look up. Also called by who was too late to see that the worker ended."""
