@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-_LINE_END: Final = re.compile(rb"\r\n|\r|\n")
 _DATA: Final = b"data:"
+_LF: Final = 10
+_CR: Final = 13
+_BLANK_LINES: Final = (b"\r\n\r\n", b"\n\n")
 # Most servers write the type first; then an event is known by its first few bytes.
 _LEADING_TYPE: Final = re.compile(rb'data:\s*\{\s*"type"\s*:\s*"([^"\\]{1,128})"')
-_LEADING_LINES: Final = re.compile(rb'(?:event:[^\r\n]*\r?\n)?data: ?\{"type": ?"([^"\\\r\n]{1,128})"')
+_LEADING_LINES: Final = re.compile(rb'(?:event:[^\r\n]*\r?\n)?data: ?(\{"type": ?"([^"\\\r\n]{1,128})")')
 _LONGEST_LEAD: Final = 256
 # How the type of a life-cycle event is written. Inside of a JSON string its quotes would be escaped.
 _LIFE_TYPES: Final = (b'"type":"response.', b'"type": "response.')
 _LAST_WORDS: Final = (b'completed"', b'incomplete"', b'failed"')
-_NEVER: Final[tuple[bytes, ...]] = ()  # no piece begins with one of these
+_NEVER: Final = None  # no bytes are equal to it
+_NOWHERE: Final = slice(0)
 
 
 class EventSink(Protocol):
-    """Where an `EventReader` hands its events."""
+    """Where an `EventReader` hands its events.
+
+    Attributes:
+        repeats: The reader adds 1 for each further event of the last one's type which was not wanted.
+        due: How many repeats there are when it calls `on_due`.
+
+    """
+
+    repeats: int
+    due: int
 
     def wants(self, kind: str) -> bool:
         """Whether the data of events of this type is worth decoding."""
         ...
 
-    def on_event(self, kind: str | None, data: Mapping[str, Any] | None) -> None:
+    def on_event(self, kind: str | None, data: dict[str, Any] | None) -> None:
         """Take one event; `data` is there where it was wanted, or had to be decoded to know the type."""
         ...
 
@@ -34,8 +45,8 @@ class EventSink(Protocol):
         """Take one event whose data is no JSON."""
         ...
 
-    def on_repeat(self) -> None:
-        """Take one more event of the last one's type, which was not wanted."""
+    def on_due(self) -> None:
+        """Take note of the repeat that just passed."""
         ...
 
 
@@ -52,13 +63,14 @@ class EventReader:
         "_after_cr",
         "_data",
         "_head",
-        "_head_size",
+        "_head_part",
         "_kind",
         "_line",
+        "_middle_part",
         "_sink",
         "_skips_line",
         "_tail",
-        "_tail_size",
+        "_tail_part",
         "_unwanted",
         "done",
     )
@@ -73,11 +85,10 @@ class EventReader:
         self._kind: str | None = None  # its type, where that is known already
         self._data: list[bytes] = []  # its data lines
         self._unwanted = False  # its data lines are not kept
-        # How a piece begins and ends that is one more event of the last one's type:
-        self._head: bytes | tuple[bytes, ...] = _NEVER
-        self._head_size = 0
+        # How a piece begins and ends that is one more event of the last one's type, and where:
+        self._head: bytes | None = _NEVER
         self._tail = b""
-        self._tail_size = 0
+        self._head_part = self._middle_part = self._tail_part = _NOWHERE
 
     def feed(self, piece: bytes) -> int:
         """Take the next bytes of the stream, and say how many of them, 0 for all.
@@ -86,7 +97,7 @@ class EventReader:
         come before it. They are to be fed when somebody asks for them, or never will: so a reader who is
         still busy with the events before has not reached the end yet.
         """
-        if self.repeats(piece):
+        if self.repeats(piece) or self._read_whole(piece):
             return 0
         border = _before_last_event(piece)
         self._read(piece[:border] if border else piece)
@@ -98,50 +109,51 @@ class EventReader:
         Servers write one event a piece, and most events are deltas like the one before: the same
         beginning, the same end, and no further line between them.
         """
-        border = len(piece) - self._tail_size
-        if (
-            piece.startswith(self._head)
-            and piece.endswith(self._tail)
-            and piece.find(b"\n", self._head_size, border) < 0
-            and piece.find(b"\r", self._head_size, border) < 0
-        ):
-            self._sink.on_repeat()
-            return True
+        # All that most events cost is here. Slicing takes half of the time that methods of bytes take.
+        if piece[self._head_part] == self._head and piece[self._tail_part] == self._tail:
+            middle = piece[self._middle_part]
+            if _LF not in middle and _CR not in middle:
+                sink = self._sink
+                sink.repeats = repeats = sink.repeats + 1
+                if repeats >= sink.due:
+                    sink.on_due()
+                return True
         return False
 
-    def _read(self, piece: bytes) -> None:
+    def _read_whole(self, piece: bytes) -> bool:
+        """Take a piece that is one event from its first to its last line, and say whether it was one."""
         self._head = _NEVER
-        begins_event = self._at_border()
-        start = 0
-        if self._after_cr and piece:
-            self._after_cr = False
-            start = 1 if piece.startswith(b"\n") else 0
-        for end in _LINE_END.finditer(piece, start):
-            self._end_line(piece[start : end.start()])
-            start = end.end()
-        if start < len(piece):
-            self._continue_line(piece[start:])
-        elif piece.endswith(b"\r"):
-            self._after_cr = True
-        if begins_event and self._at_border():
-            self._learn(piece)
-
-    def _at_border(self) -> bool:
-        return not (self._line or self._skips_line or self._after_cr or self._data or self._unwanted)
-
-    def _learn(self, piece: bytes) -> None:
-        """Remember how a piece begins and ends that is one event which is not wanted."""
-        lead = _LEADING_LINES.match(piece)
-        if lead is None or self.done:
-            return
+        in_an_event = self._line or self._skips_line or self._after_cr or self._data or self._unwanted
+        lead = None if in_an_event or self.done else _LEADING_LINES.match(piece)
+        if lead is None:
+            return False
         tail = b"\r\n\r\n" if piece.endswith(b"\r\n") else b"\n\n"
-        if (
-            piece.endswith(tail)
-            and _LINE_END.search(piece, lead.end(), len(piece) - len(tail)) is None
-            and not self._sink.wants(lead[1].decode("utf-8", "replace"))
-        ):
-            self._head, self._head_size = lead[0], lead.end()
-            self._tail, self._tail_size = tail, len(tail)
+        middle_part = slice(lead.end(), -len(tail))
+        middle = piece[middle_part]
+        if not piece.endswith(tail) or _LF in middle or _CR in middle:
+            return False
+        kind = lead[2].decode("utf-8", "replace")
+        if self._sink.wants(kind):
+            self._decode(piece[lead.start(1) : -len(tail)])
+        else:
+            self._sink.on_event(kind, None)
+            self._head, self._head_part = lead[0], slice(lead.end())
+            self._tail, self._tail_part = tail, slice(-len(tail), None)
+            self._middle_part = middle_part
+        return True
+
+    def _read(self, piece: bytes) -> None:
+        if not piece:
+            return
+        if self._after_cr and piece.startswith(b"\n"):
+            piece = piece[1:]
+        self._after_cr = piece.endswith(b"\r")
+        lines = piece.splitlines()  # of bytes, so at LF, CR and CRLF and nowhere else
+        rest = b"" if piece.endswith((b"\n", b"\r")) or not lines else lines.pop()
+        for line in lines:
+            self._end_line(line)
+        if rest:
+            self._continue_line(rest)
 
     def _continue_line(self, rest: bytes) -> None:
         if self._skips_line:
@@ -186,28 +198,34 @@ class EventReader:
         if unwanted:
             self._sink.on_event(kind, None)
             return
-        text = b"\n".join(lines)
-        if text.startswith(b"[DONE]"):
+        data = b"\n".join(lines)
+        if data.startswith(b"[DONE]"):
             self.done = True
             return
+        self._decode(data)
+
+    def _decode(self, data: bytes) -> None:
         try:
-            data = json.loads(text)
+            # Decoded as `json.loads` does it, which would try four encodings first.
+            event = json.loads(data.decode("utf-8", "surrogatepass"))
         except (ValueError, RecursionError):
             self._sink.on_garbled()
             return
-        if isinstance(data, Mapping):
-            stated = data.get("type")
-            self._sink.on_event(stated if isinstance(stated, str) else None, data)
-        else:
-            self._sink.on_event(kind, None)
+        kind = event.get("type") if isinstance(event, dict) else None
+        self._sink.on_event(
+            kind if isinstance(kind, str) else None, event if isinstance(event, dict) else None
+        )
 
 
 def _before_last_event(piece: bytes) -> int:
+    """Return where the event begins that ends the response, if it is the last of several; else 0."""
+    if not any(0 <= piece.find(blank_line) < len(piece) - len(blank_line) for blank_line in _BLANK_LINES):
+        return 0  # there is one event, or a part of one
     at = max(piece.rfind(life_type) for life_type in _LIFE_TYPES)
     if at < 0 or not piece.startswith(_LAST_WORDS, piece.index(b".", at) + 1):
         return 0
-    ends = (piece.rfind(blank_line, 0, at) + len(blank_line) for blank_line in (b"\n\n", b"\r\n\r\n"))
-    border = max(ends)  # without any, a place where no event begins
+    # Without any blank line before it, a place where no event begins.
+    border = max(piece.rfind(blank_line, 0, at) + len(blank_line) for blank_line in _BLANK_LINES)
     return border if piece.startswith((b"event:", _DATA), border) else 0
 
 
