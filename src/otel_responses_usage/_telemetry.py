@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -21,16 +20,14 @@ from ._usage import MissingReason, Usage, UsageSource
 _API_TYPE: Final = "responses"
 
 
-@dataclass(frozen=True, slots=True)
-class Retrieval:
+class Retrieval(NamedTuple):
     """A look-up that was made for a call."""
 
     attempts: int
     duration_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """All that is told of one call once it is over. Times in nanoseconds are of the wall clock."""
 
     request: ResponsesRequest
@@ -134,10 +131,19 @@ class Telemetry:
             start_time=start_ns,
         )
 
+    @property
+    def has_listener(self) -> bool:
+        """Whether there is an SDK that may record a span, or takes points."""
+        # Until the application sets a provider, a tracer is a proxy for one that does nothing.
+        tracer = getattr(self._tracer, "_tracer", self._tracer)
+        return not isinstance(tracer, trace.NoOpTracer) or self._takes_points
+
     def is_heard(self, span: Span) -> bool:
         """Whether anybody listens: the span is recorded, or there is an SDK that takes points."""
-        if span.is_recording():
-            return True
+        return span.is_recording() or self._takes_points
+
+    @property
+    def _takes_points(self) -> bool:
         # Until the application sets a provider, an instrument is a proxy without a real one behind it.
         real = getattr(self._calls, "_real_instrument", self._calls)
         return real is not None and not isinstance(real, metrics.NoOpCounter)
