@@ -69,16 +69,7 @@ class Response(NamedTuple):
 
     def updated(self, newer: Response) -> Response:
         """Combine with a later sight of the same response: what it left out is kept from before."""
-        return Response(
-            id=newer.id or self.id,
-            model=newer.model or self.model,
-            status=newer.status or self.status,
-            service_tier=newer.service_tier or self.service_tier,
-            usage=newer.usage or self.usage,
-            incomplete_reason=newer.incomplete_reason or self.incomplete_reason,
-            error_code=newer.error_code or self.error_code,
-            calls_tools=newer.calls_tools or self.calls_tools,
-        )
+        return Response._make(new or old for new, old in zip(newer, self, strict=True))
 
 
 def error_code(error: object) -> str | None:

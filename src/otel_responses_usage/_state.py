@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -177,7 +178,8 @@ class AnswerState:
         response = data.get("response")
         if isinstance(response, dict):
             seen = Response.from_json(response)
-            self.response = self.response.updated(seen if ends else seen.without_usage())
+            seen = seen if ends else seen.without_usage()
+            self.response = seen if self.response is _NOTHING else self.response.updated(seen)
         # The SDK raises on any event with an `error`, whatever its type.
         error = data.get("error")
         if kind == "error" or error:
@@ -186,7 +188,7 @@ class AnswerState:
             self.ending = ending_of(self.response, said)
 
     def _kind_of(self, kind: str) -> str:
-        name = exportable(kind.removeprefix(_LIFE).removesuffix(_DELTA))
+        name = _delta_name(kind)
         return name if name in self._deltas or len(self._deltas) < _MOST_KINDS else _OTHER_KIND
 
     def _count_repeats(self) -> None:
@@ -197,3 +199,8 @@ class AnswerState:
             self._events += repeats
             if self._kind is not None:
                 self._deltas[self._kind] = self._deltas.get(self._kind, 0) + repeats
+
+
+@functools.lru_cache(maxsize=_MOST_KINDS)
+def _delta_name(kind: str) -> str:
+    return exportable(kind.removeprefix(_LIFE).removesuffix(_DELTA))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
@@ -12,8 +13,8 @@ from opentelemetry.util.types import AttributeValue
 
 from . import _fault
 from . import _semconv as names
-from ._outcome import Ending
-from ._request import Operation, ResponsesRequest
+from ._outcome import Ending, Outcome
+from ._request import Operation, ResponsesRequest, Server
 from ._response import Response
 from ._usage import MissingReason, Usage, UsageSource
 
@@ -222,16 +223,7 @@ class Telemetry:
 
     def _measure(self, record: Record, context: Context) -> None:
         request, ending, usage = record.request, record.ending, record.usage
-        common = _given(
-            {
-                names.OPERATION_NAME: request.operation.value,
-                names.PROVIDER_NAME: request.server.provider,
-                names.REQUEST_MODEL: request.model,
-                names.RESPONSE_MODEL: record.response.model,
-                names.SERVER_ADDRESS: request.server.address,
-                names.SERVER_PORT: request.server.port,
-            }
-        )
+        common = _common_attributes(request.operation, request.server, request.model, record.response.model)
         duration_s = (record.end_ns - record.start_ns) / 1e9
         timed = common | {names.ERROR_TYPE: ending.error_type} if ending.error_type else common
         self._duration.record(duration_s, timed, context)
@@ -248,16 +240,8 @@ class Telemetry:
                 self._token_usage.record(usage.output_tokens, common | {names.TOKEN_TYPE: "output"}, context)
         self._calls.add(
             1,
-            _given(
-                {
-                    names.STREAM_OUTCOME: ending.outcome.value,
-                    names.PROVIDER_NAME: request.server.provider,
-                    names.REQUEST_MODEL: request.model,
-                    names.USAGE_SOURCE: record.source.value if record.source else None,
-                    names.USAGE_MISSING_REASON: record.missing_reason.value
-                    if record.missing_reason
-                    else None,
-                }
+            _call_attributes(
+                ending.outcome, request.server.provider, request.model, record.source, record.missing_reason
             ),
             context,
         )
@@ -284,3 +268,41 @@ def _context_of(span: Span) -> Context:
 
 def _given(attributes: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
     return {name: value for name, value in attributes.items() if value is not None}
+
+
+# Most calls of a process are alike, and so are the points that tell of them.
+
+
+@functools.lru_cache(maxsize=128)
+def _common_attributes(
+    operation: Operation, server: Server, requested_model: str | None, model: str | None
+) -> dict[str, AttributeValue]:
+    return _given(
+        {
+            names.OPERATION_NAME: operation.value,
+            names.PROVIDER_NAME: server.provider,
+            names.REQUEST_MODEL: requested_model,
+            names.RESPONSE_MODEL: model,
+            names.SERVER_ADDRESS: server.address,
+            names.SERVER_PORT: server.port,
+        }
+    )
+
+
+@functools.lru_cache(maxsize=128)
+def _call_attributes(
+    outcome: Outcome,
+    provider: str,
+    model: str | None,
+    source: UsageSource | None,
+    missing_reason: MissingReason | None,
+) -> dict[str, AttributeValue]:
+    return _given(
+        {
+            names.STREAM_OUTCOME: outcome.value,
+            names.PROVIDER_NAME: provider,
+            names.REQUEST_MODEL: model,
+            names.USAGE_SOURCE: source.value if source else None,
+            names.USAGE_MISSING_REASON: missing_reason.value if missing_reason else None,
+        }
+    )
