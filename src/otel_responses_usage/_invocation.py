@@ -72,7 +72,7 @@ class Invocation:
         self._answered = False
         self._open: list[None] = [None]
         self._ended = False
-        self._tail_of: list[int] = []  # the end of a call whose stream is being read on
+        self._tail_of: list[int] | None = None  # the end of a call whose stream is being read on
         # A quick way for most pieces of the answer: whether it has taken one, or `on_bytes` has to.
         self.passes: Callable[[bytes], bool] = sees_nothing
         self.watch: object = None  # kept for whoever watches over the answer on the call's behalf
@@ -185,7 +185,7 @@ class Invocation:
             end_ns = self._end()
             if end_ns is not None:
                 self._state.freeze()
-                self._tail_of.append(end_ns)
+                self._tail_of = [end_ns]
                 return self._config.tail_timeout
         else:
             self.finish(self._stream_error() or CLOSED)
@@ -218,6 +218,8 @@ class Invocation:
     @_fault.contained("ending a call")
     def on_tail_end(self) -> None:
         """Note that the stream is not read on any more."""
+        if self._tail_of is None:
+            return
         try:
             end_ns = self._tail_of.pop()
         except IndexError:

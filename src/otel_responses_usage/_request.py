@@ -50,14 +50,10 @@ class Server(NamedTuple):
     address: str | None
     port: int | None
 
-    @classmethod
-    def at(cls, host: str | None, port: int | None, scheme: str, *, azure: bool = False) -> Server:
+    @staticmethod
+    def at(host: str | None, port: int | None, scheme: str, *, azure: bool = False) -> Server:
         """Name the server of a base URL; `azure` says that the application uses an Azure client."""
-        return cls(
-            provider="azure.ai.openai" if azure else _provider(host or ""),
-            address=host or None,
-            port=port or _PORTS.get(scheme),
-        )
+        return _server(host or "", port or _PORTS.get(scheme), azure)
 
 
 class ResponsesRequest(NamedTuple):
@@ -138,6 +134,10 @@ def fetch_request(response_id: str, query: Mapping[str, Any], server: Server) ->
 
 
 @functools.lru_cache(maxsize=64)
+def _server(host: str, port: int | None, azure: bool) -> Server:
+    return Server("azure.ai.openai" if azure else _provider(host), host or None, port)
+
+
 def _provider(host: str) -> str:
     for ending, provider in _PROVIDERS:
         if host == ending or host.endswith("." + ending):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 _DATA: Final = b"data:"
 _LF: Final = 10
@@ -17,8 +18,10 @@ _LONGEST_LEAD: Final = 256
 # How the type of a life-cycle event is written. Inside of a JSON string its quotes would be escaped.
 _LIFE_TYPES: Final = (b'"type":"response.', b'"type": "response.')
 _LAST_WORDS: Final = (b'completed"', b'incomplete"', b'failed"')
-_NEVER: Final = None  # no bytes are equal to it
-_NOWHERE: Final = slice(0)
+
+# How an event begins that has its type in front, how it ends, and what is between, each with its place.
+_Frame: TypeAlias = tuple[slice, "bytes | None", slice, bytes, slice]
+_NO_FRAME: Final[_Frame] = (slice(0), None, slice(0), b"", slice(0))
 
 
 class EventSink(Protocol):
@@ -62,15 +65,11 @@ class EventReader:
     __slots__ = (
         "_after_cr",
         "_data",
-        "_head",
-        "_head_part",
+        "_frame",
         "_kind",
         "_line",
-        "_middle_part",
         "_sink",
         "_skips_line",
-        "_tail",
-        "_tail_part",
         "_unwanted",
         "done",
     )
@@ -78,17 +77,14 @@ class EventReader:
     def __init__(self, sink: EventSink) -> None:
         self._sink = sink
         self.done = False  # the stream's closing mark, `[DONE]`, has been read
-        self._line = bytearray()  # the unfinished line
+        self._line: bytes | bytearray = b""  # the unfinished line
         self._skips_line = False  # the rest of the unfinished line is of no interest
         self._after_cr = False  # the last piece ended in CR: a leading LF belongs to it
         # The unfinished event:
         self._kind: str | None = None  # its type, where that is known already
-        self._data: list[bytes] = []  # its data lines
+        self._data: list[bytes] | None = None  # its data lines
         self._unwanted = False  # its data lines are not kept
-        # How a piece begins and ends that is one more event of the last one's type, and where:
-        self._head: bytes | None = _NEVER
-        self._tail = b""
-        self._head_part = self._middle_part = self._tail_part = _NOWHERE
+        self._frame = _NO_FRAME  # of a piece that is one more event of the last one's type
 
     def feed(self, piece: bytes) -> int:
         """Take the next bytes of the stream, and say how many of them, 0 for all.
@@ -110,8 +106,9 @@ class EventReader:
         beginning, the same end, and no further line between them.
         """
         # All that most events cost is here. Slicing takes half of the time that methods of bytes take.
-        if piece[self._head_part] == self._head and piece[self._tail_part] == self._tail:
-            middle = piece[self._middle_part]
+        head_part, head, tail_part, tail, middle_part = self._frame
+        if piece[head_part] == head and piece[tail_part] == tail:
+            middle = piece[middle_part]
             if _LF not in middle and _CR not in middle:
                 sink = self._sink
                 sink.repeats = repeats = sink.repeats + 1
@@ -122,24 +119,22 @@ class EventReader:
 
     def _read_whole(self, piece: bytes) -> bool:
         """Take a piece that is one event from its first to its last line, and say whether it was one."""
-        self._head = _NEVER
+        self._frame = _NO_FRAME
         in_an_event = self._line or self._skips_line or self._after_cr or self._data or self._unwanted
         lead = None if in_an_event or self.done else _LEADING_LINES.match(piece)
         if lead is None:
             return False
-        tail = b"\r\n\r\n" if piece.endswith(b"\r\n") else b"\n\n"
-        middle_part = slice(lead.end(), -len(tail))
+        frame = _frame(lead[0], b"\r\n\r\n" if piece.endswith(b"\r\n") else b"\n\n")
+        _, _, tail_part, tail, middle_part = frame
         middle = piece[middle_part]
-        if not piece.endswith(tail) or _LF in middle or _CR in middle:
+        if piece[tail_part] != tail or _LF in middle or _CR in middle:
             return False
         kind = lead[2].decode("utf-8", "replace")
         if self._sink.wants(kind):
             self._decode(piece[lead.start(1) : -len(tail)])
         else:
             self._sink.on_event(kind, None)
-            self._head, self._head_part = lead[0], slice(lead.end())
-            self._tail, self._tail_part = tail, slice(-len(tail), None)
-            self._middle_part = middle_part
+            self._frame = frame
         return True
 
     def _read(self, piece: bytes) -> None:
@@ -158,13 +153,14 @@ class EventReader:
     def _continue_line(self, rest: bytes) -> None:
         if self._skips_line:
             return
+        self._line = self._line or bytearray()
         self._line += rest
         if self._line[: len(_DATA)] != _DATA[: len(self._line)]:
             self._skips_line = True  # an `event:` line or a comment: nothing in it is needed
         elif len(self._line) > len(_DATA):
             self._skips_line = self._is_unwanted(self._line)
         if self._skips_line:
-            self._line.clear()
+            self._line = b""
 
     def _end_line(self, rest: bytes) -> None:
         if self._skips_line:
@@ -174,14 +170,18 @@ class EventReader:
         if self._line:
             self._line += rest
             line = bytes(self._line)
-            self._line.clear()
+            self._line = b""
         if not line:
             self._end_event()
         elif line.startswith(_DATA):
             if not self._is_unwanted(line):
-                self._data.append(line[len(_DATA) :].removeprefix(b" "))
+                self._keep(line[len(_DATA) :].removeprefix(b" "))
         elif line == b"data":  # a field without a value
-            self._data.append(b"")
+            self._keep(b"")
+
+    def _keep(self, line: bytes) -> None:
+        self._data = self._data or []
+        self._data.append(line)
 
     def _is_unwanted(self, line: bytes | bytearray) -> bool:
         """Whether a data line, of which at least the beginning is there, need not be kept."""
@@ -192,11 +192,13 @@ class EventReader:
 
     def _end_event(self) -> None:
         kind, lines, unwanted = self._kind, self._data, self._unwanted
-        self._kind, self._data, self._unwanted = None, [], False
-        if self.done or not (lines or unwanted):
+        self._kind, self._data, self._unwanted = None, None, False
+        if self.done:
             return
         if unwanted:
             self._sink.on_event(kind, None)
+            return
+        if not lines:
             return
         data = b"\n".join(lines)
         if data.startswith(b"[DONE]"):
@@ -215,6 +217,11 @@ class EventReader:
         self._sink.on_event(
             kind if isinstance(kind, str) else None, event if isinstance(event, dict) else None
         )
+
+
+@functools.lru_cache(maxsize=64)  # streams of the same types of events share theirs
+def _frame(head: bytes, tail: bytes) -> _Frame:
+    return slice(len(head)), head, slice(-len(tail), None), tail, slice(len(head), -len(tail))
 
 
 def _before_last_event(piece: bytes) -> int:

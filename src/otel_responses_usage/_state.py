@@ -21,7 +21,9 @@ _PROGRESS: Final = frozenset({"response.in_progress", "response.queued"})
 
 _MOST_KINDS: Final = 32
 _OTHER_KIND: Final = "other"
-_MOST_GAPS: Final = 128
+# Each is a point to be recorded, which costs the SDK as much as twenty events cost us.
+_MOST_GAPS: Final = 32
+_LONGEST_GAP_US: Final = 2**32 - 1
 
 _NEVER: Final = sys.maxsize
 
@@ -45,7 +47,7 @@ class AnswerState:
         "_deltas",
         "_events",
         "_gap_stride",
-        "_gaps_s",
+        "_gaps_us",
         "_kind",
         "_last_delta_at",
         "_until_due",
@@ -73,7 +75,7 @@ class AnswerState:
         self._until_due = 1  # deltas until the next one whose time is taken
         self._begins_gap = True  # that one begins a gap and ends none
         self._last_delta_at = 0
-        self._gaps_s = array("d")
+        self._gaps_us = array("I")
         self._gap_stride = 1
 
     @property
@@ -94,7 +96,7 @@ class AnswerState:
     @property
     def gaps_s(self) -> list[float]:
         """Seconds between deltas: every one of a short stream, each n-th one of a long stream."""
-        return self._gaps_s.tolist()
+        return [gap / 1e6 for gap in self._gaps_us]
 
     def counted(self) -> tuple[int, dict[str, int]]:
         """Return the counts as they are now, for `recount`."""
@@ -145,9 +147,9 @@ class AnswerState:
             if self.first_delta_at is None:
                 self.first_delta_at = now
         else:
-            self._gaps_s.append((now - self._last_delta_at) / 1e9)
-            if len(self._gaps_s) >= _MOST_GAPS:
-                self._gaps_s = self._gaps_s[::2]
+            self._gaps_us.append(min((now - self._last_delta_at) // 1000, _LONGEST_GAP_US))
+            if len(self._gaps_us) >= _MOST_GAPS:
+                self._gaps_us = self._gaps_us[::2]
                 self._gap_stride *= 2
             if self._gap_stride > 1:
                 self._begins_gap = True
