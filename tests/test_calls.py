@@ -639,7 +639,7 @@ def test_a_fault_of_ours_is_a_log_line(
         raise ZeroDivisionError
 
     caplog.set_level(logging.DEBUG, "otel_responses_usage")
-    monkeypatch.setattr(_sse.EventReader, "_learn", broken)
+    monkeypatch.setattr(_sse.EventReader, "_read_whole", broken)
     with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER, pace=0.001)))) as client:
         events = list(client.responses.create(**ASKED, stream=True))
     assert events[-1].type == "response.completed"

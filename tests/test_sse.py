@@ -33,6 +33,7 @@ class Seen:
         self.events: list[Event] = []
         self.garbled = 0
         self.repeats = 0
+        self.due = 1
 
     def wants(self, kind: str) -> bool:
         return kind in KEPT
@@ -44,11 +45,11 @@ class Seen:
         self.garbled += 1
         self.events.append((None, None))
 
-    def on_repeat(self) -> None:
+    def on_due(self) -> None:
         kind = self.events[-1][0]
         assert kind is not None, "only an event of a known type repeats"
         assert kind not in KEPT, "an event that is wanted is never skipped"
-        self.repeats += 1
+        self.due += 1
         self.events.append((kind, None))
 
 
@@ -57,6 +58,8 @@ class Tally:
 
     def __init__(self) -> None:
         self.count = 0
+        self.repeats = 0
+        self.due = 1
 
     def wants(self, kind: str) -> bool:
         return kind in KEPT
@@ -67,8 +70,9 @@ class Tally:
     def on_garbled(self) -> None:
         self.count += 1
 
-    def on_repeat(self) -> None:
+    def on_due(self) -> None:
         self.count += 1
+        self.due += 1
 
 
 def feed(reader: EventReader, piece: bytes) -> None:

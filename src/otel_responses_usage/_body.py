@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Final, Protocol
 
 from ._sse import EventReader
@@ -61,7 +60,7 @@ class DocumentReader:
         except (ValueError, RecursionError):
             document = None
         self._pieces.clear()
-        if isinstance(document, Mapping):
+        if isinstance(document, dict):
             self._state.on_body(document)
 
 

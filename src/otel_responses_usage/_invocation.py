@@ -45,6 +45,7 @@ class Invocation:
         "_state",
         "_tail_of",
         "_telemetry",
+        "passes",
         "span",
         "watch",
     )
@@ -71,7 +72,9 @@ class Invocation:
         self._answered = False
         self._open: list[None] = [None]
         self._ended = False
-        self._tail_of: list[int] = []  # the end of a call whose stream is being read on
+        self._tail_of: list[int] | None = None  # the end of a call whose stream is being read on
+        # A quick way for most pieces of the answer: whether it has taken one, or `on_bytes` has to.
+        self.passes: Callable[[bytes], bool] = sees_nothing
         self.watch: object = None  # kept for whoever watches over the answer on the call's behalf
         self.span: Span = telemetry.start(request, self._start_ns)
 
@@ -92,13 +95,6 @@ class Invocation:
         self._make_target = make_target
         return True
 
-    @property
-    def passes(self) -> Callable[[bytes], bool]:
-        """A quick way for most pieces of the answer: it says whether `on_bytes` need not see this one."""
-        if self._reader is None or self._ended or not self._reads:
-            return _sees_nothing
-        return self._reader.repeats
-
     def on_bytes(self, piece: bytes) -> int:
         """Take the next bytes of the answer, and say how many of them, 0 for all.
 
@@ -110,9 +106,11 @@ class Invocation:
         try:
             if self._reader is None:
                 self._reader = body_reader(piece, self._state)
+                self.passes = self._reader.repeats
             taken = self._reader.feed(piece)
         except Exception:
             _fault.report("reading a stream")
+            self.passes = sees_nothing
             self._reads = False  # what the stream would have told is looked up
             return 0
         ending = self._state.ending
@@ -145,6 +143,8 @@ class Invocation:
     @_fault.contained("ending a call")
     def on_body_end(self) -> None:
         """Note that the body ended cleanly."""
+        if self._ended:
+            return
         self._read_document()
         self.finish(self._state.ending or self._stream_error() or TRUNCATED)
 
@@ -185,7 +185,7 @@ class Invocation:
             end_ns = self._end()
             if end_ns is not None:
                 self._state.freeze()
-                self._tail_of.append(end_ns)
+                self._tail_of = [end_ns]
                 return self._config.tail_timeout
         else:
             self.finish(self._stream_error() or CLOSED)
@@ -218,6 +218,8 @@ class Invocation:
     @_fault.contained("ending a call")
     def on_tail_end(self) -> None:
         """Note that the stream is not read on any more."""
+        if self._tail_of is None:
+            return
         try:
             end_ns = self._tail_of.pop()
         except IndexError:
@@ -265,6 +267,7 @@ class Invocation:
         except IndexError:
             return None
         self._ended = True
+        self.passes = sees_nothing
         return self._now_ns()
 
     def _now_ns(self) -> int:
@@ -380,5 +383,6 @@ def _ending_of_error(error: BaseException) -> Ending:
     return Ending(Outcome.ERROR, code if isinstance(code, str) and code else name)
 
 
-def _sees_nothing(_: bytes) -> bool:
+def sees_nothing(_: bytes) -> bool:
+    """Take no piece at all: the quick way where there is none."""
     return False

@@ -38,6 +38,11 @@ class Ledger:
             this = weakref.ref(self)
             os.register_at_fork(after_in_child=lambda: _begin_anew(this()))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are worth describing: they are taken, and there is somebody who may listen."""
+        return not self._closed and self._telemetry.has_listener
+
     def open(self, request: ResponsesRequest) -> Invocation | None:
         """Begin a call; `None` where nobody listens, and once the ledger is closed."""
         if self._closed:

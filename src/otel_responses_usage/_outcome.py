@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from ._response import Response
 
@@ -29,8 +28,7 @@ _UNSET_STATUS: Final = frozenset({Outcome.COMPLETED, Outcome.INCOMPLETE, Outcome
 _FINISH_REASONS: Final = {"max_output_tokens": "length", "max_tokens": "length"}
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """An outcome with the word for its `error.type`; `None` where the outcome is no error."""
 
     outcome: Outcome

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 
 class Operation(str, Enum):
@@ -40,27 +40,23 @@ _PROVIDERS: Final = (
     ("githubcopilot.com", "github_copilot"),
 )
 
+_PORTS: Final = {"https": 443, "http": 80}
 
-@dataclass(frozen=True, slots=True)
-class Server:
+
+class Server(NamedTuple):
     """The server a call goes to."""
 
     provider: str
     address: str | None
     port: int | None
 
-    @classmethod
-    def at(cls, host: str | None, port: int | None, scheme: str, *, azure: bool = False) -> Server:
+    @staticmethod
+    def at(host: str | None, port: int | None, scheme: str, *, azure: bool = False) -> Server:
         """Name the server of a base URL; `azure` says that the application uses an Azure client."""
-        return cls(
-            provider="azure.ai.openai" if azure else _provider(host or ""),
-            address=host or None,
-            port=port or {"https": 443, "http": 80}.get(scheme),
-        )
+        return _server(host or "", port or _PORTS.get(scheme), azure)
 
 
-@dataclass(frozen=True, slots=True)
-class ResponsesRequest:
+class ResponsesRequest(NamedTuple):
     """One call as it is sent. What the application did not ask for is `None`."""
 
     operation: Operation
@@ -137,6 +133,11 @@ def fetch_request(response_id: str, query: Mapping[str, Any], server: Server) ->
     )
 
 
+@functools.lru_cache(maxsize=64)
+def _server(host: str, port: int | None, azure: bool) -> Server:
+    return Server("azure.ai.openai" if azure else _provider(host), host or None, port)
+
+
 def _provider(host: str) -> str:
     for ending, provider in _PROVIDERS:
         if host == ending or host.endswith("." + ending):
@@ -149,7 +150,7 @@ def _provider(host: str) -> str:
 
 
 def _field(value: object, name: str) -> object:
-    return value.get(name) if isinstance(value, Mapping) else None
+    return value.get(name) if isinstance(value, dict) else None
 
 
 def _text(value: object) -> str | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ._usage import Usage
 
@@ -26,8 +25,7 @@ _TOOL_CALL_ITEMS: Final = frozenset(
 _LONGEST_WORD: Final = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """The facts of a response object. What the API left out is `None`."""
 
     id: str | None = None
@@ -62,30 +60,21 @@ class Response:
             incomplete_reason=_text(response.get("incomplete_details"), "reason"),
             error_code=error_code(response.get("error")),
             calls_tools=isinstance(output, list)
-            and any(isinstance(item, Mapping) and item.get("type") in _TOOL_CALL_ITEMS for item in output),
+            and any(isinstance(item, dict) and item.get("type") in _TOOL_CALL_ITEMS for item in output),
         )
 
     def without_usage(self) -> Response:
         """Return the same without counts: those of a response under way are not those of its bill."""
-        return replace(self, usage=None) if self.usage is not None else self
+        return self._replace(usage=None) if self.usage is not None else self
 
     def updated(self, newer: Response) -> Response:
         """Combine with a later sight of the same response: what it left out is kept from before."""
-        return Response(
-            id=newer.id or self.id,
-            model=newer.model or self.model,
-            status=newer.status or self.status,
-            service_tier=newer.service_tier or self.service_tier,
-            usage=newer.usage or self.usage,
-            incomplete_reason=newer.incomplete_reason or self.incomplete_reason,
-            error_code=newer.error_code or self.error_code,
-            calls_tools=newer.calls_tools or self.calls_tools,
-        )
+        return Response._make(new or old for new, old in zip(newer, self, strict=True))
 
 
 def error_code(error: object) -> str | None:
     """Return the code of an error object of the API, else its type; `None` where it names neither."""
-    if not isinstance(error, Mapping):
+    if not isinstance(error, dict):
         return None
     for name in ("code", "type"):
         value = error.get(name)
@@ -103,5 +92,5 @@ def exportable(text: str) -> str:
 
 
 def _text(fields: object, name: str, longest: int | None = _LONGEST_WORD) -> str | None:
-    value = fields.get(name) if isinstance(fields, Mapping) else None
+    value = fields.get(name) if isinstance(fields, dict) else None
     return exportable(value[:longest]) if isinstance(value, str) and value else None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
 from array import array
-from collections.abc import Mapping
 from typing import Any, Final
 
 from ._outcome import Ending, Outcome, ending_of
@@ -21,7 +21,11 @@ _PROGRESS: Final = frozenset({"response.in_progress", "response.queued"})
 
 _MOST_KINDS: Final = 32
 _OTHER_KIND: Final = "other"
-_MOST_GAPS: Final = 128
+# Each is a point to be recorded, which costs the SDK as much as twenty events cost us.
+_MOST_GAPS: Final = 32
+_LONGEST_GAP_US: Final = 2**32 - 1
+
+_NEVER: Final = sys.maxsize
 
 
 class AnswerState:
@@ -32,10 +36,13 @@ class AnswerState:
         ending: How the response ended, once a terminal event or a whole body has said so.
         source: Where `response.usage` was read.
         first_delta_at: When the first delta arrived, by `time.perf_counter_ns`.
+        repeats: Events like the last one that are not in the counts yet; whoever reads events adds to it.
+        due: The number of repeats that asks for `on_due`.
 
     """
 
     __slots__ = (
+        "_begins_gap",
         "_counts",
         "_deltas",
         "_events",
@@ -43,10 +50,11 @@ class AnswerState:
         "_gaps_us",
         "_kind",
         "_last_delta_at",
-        "_repeats",
-        "_until_gap",
+        "_until_due",
+        "due",
         "ending",
         "first_delta_at",
+        "repeats",
         "response",
         "source",
         "stream_error",
@@ -62,11 +70,13 @@ class AnswerState:
         self._events = 0
         self._deltas: dict[str, int] = {}
         self._kind: str | None = None  # of the last event, if that was a delta
-        self._repeats = 0  # of the last event, not yet in the counts
+        self.repeats = 0
+        self.due = _NEVER
+        self._until_due = 1  # deltas until the next one whose time is taken
+        self._begins_gap = True  # that one begins a gap and ends none
         self._last_delta_at = 0
-        self._gaps_us = array("Q")
+        self._gaps_us = array("I")
         self._gap_stride = 1
-        self._until_gap = 0  # deltas to pass over before the next gap
 
     @property
     def events(self) -> int:
@@ -94,14 +104,14 @@ class AnswerState:
 
     def recount(self, counted: tuple[int, dict[str, int]]) -> None:
         """Set the counts back: what was counted since was not for the application."""
-        self._repeats = 0
+        self.repeats = 0
         self._events, self._deltas = counted
 
     def freeze(self) -> None:
         """Count no event any more, but go on to learn of the response."""
         self._count_repeats()
         self._counts = False
-        self._until_gap = sys.maxsize
+        self._until_due = self.due = _NEVER
 
     def wants(self, kind: str) -> bool:
         """Whether the data of events of this type is worth decoding: it carries the response, or an error."""
@@ -110,36 +120,49 @@ class AnswerState:
         # Life-cycle events are those of one word: `response.created`, `response.completed`.
         return kind == "error" or (kind.startswith(_LIFE) and "." not in kind[len(_LIFE) :])
 
-    def on_event(self, kind: str | None, data: Mapping[str, Any] | None) -> None:
+    def on_event(self, kind: str | None, data: dict[str, Any] | None) -> None:
         """Fold one event in. What follows the event that ended the response is not part of the call."""
         if self.ending is not None:
             return
         self._count_repeats()
+        if kind is not None and kind.endswith(_DELTA):
+            self._kind = self._kind_of(kind)
+            self.repeats, self.due = 1, self._until_due
+            if self.due == 1:
+                self.on_due()
+            return
+        self._kind, self.due = None, _NEVER
         self._events += self._counts
-        is_delta = kind is not None and kind.endswith(_DELTA)
-        self._kind = self._kind_of(kind) if kind is not None and is_delta else None
-        if is_delta and self._counts:
-            self._on_delta()
-        elif kind in _PROGRESS and data is None:
-            self.response = self.response.updated(Response(status=kind[len(_LIFE) :]))
-        elif data is not None:
+        if data is not None:
             self._observe(kind or "", data)
+        elif kind in _PROGRESS and kind[len(_LIFE) :] != self.response.status:
+            self.response = self.response.updated(Response(status=kind[len(_LIFE) :]))
 
-    def on_repeat(self) -> None:
-        """Count one more event of the last one's type."""
-        # This is what most events come to, so all that can wait is left to `_count_repeats`.
-        self._repeats += 1
-        if self._until_gap > 1:
-            self._until_gap -= 1
-        elif self._kind is not None:
-            self._time_delta()
+    def on_due(self) -> None:
+        """Take the time of a delta: one at which a gap begins, or ends, or both."""
+        now = time.perf_counter_ns()
+        passed_over = 0
+        if self._begins_gap:
+            self._begins_gap = False
+            if self.first_delta_at is None:
+                self.first_delta_at = now
+        else:
+            self._gaps_us.append(min((now - self._last_delta_at) // 1000, _LONGEST_GAP_US))
+            if len(self._gaps_us) >= _MOST_GAPS:
+                self._gaps_us = self._gaps_us[::2]
+                self._gap_stride *= 2
+            if self._gap_stride > 1:
+                self._begins_gap = True
+                passed_over = self._gap_stride - 2
+        self._last_delta_at = now
+        self.due = self.repeats + passed_over + 1
 
     def on_garbled(self) -> None:
         """Count an event that nobody can read, and on which the SDK raises."""
         self.on_event(None, None)
         self.stream_error = self.stream_error or json.JSONDecodeError.__name__
 
-    def on_body(self, data: Mapping[str, Any]) -> None:
+    def on_body(self, data: dict[str, Any]) -> None:
         """Take the whole body of an answer that was not streamed."""
         response = Response.from_json(data)
         self.response = response.without_usage() if response.is_under_way else response
@@ -151,51 +174,35 @@ class AnswerState:
             # An answer whose work goes on in the background is a call that did what it was asked.
             self.ending = ending_of(self.response, "completed")
 
-    def _observe(self, kind: str, data: Mapping[str, Any]) -> None:
+    def _observe(self, kind: str, data: dict[str, Any]) -> None:
         said = kind.removeprefix(_LIFE)
         ends = kind.startswith(_LIFE) and said in TERMINAL_STATUSES
         response = data.get("response")
-        if isinstance(response, Mapping):
+        if isinstance(response, dict):
             seen = Response.from_json(response)
-            self.response = self.response.updated(seen if ends else seen.without_usage())
+            seen = seen if ends else seen.without_usage()
+            self.response = seen if self.response is _NOTHING else self.response.updated(seen)
         # The SDK raises on any event with an `error`, whatever its type.
         error = data.get("error")
         if kind == "error" or error:
-            self.stream_error = error_code(error if isinstance(error, Mapping) else data) or "error"
+            self.stream_error = error_code(error if isinstance(error, dict) else data) or "error"
         if ends:
             self.ending = ending_of(self.response, said)
 
     def _kind_of(self, kind: str) -> str:
-        name = exportable(kind.removeprefix(_LIFE).removesuffix(_DELTA))
+        name = _delta_name(kind)
         return name if name in self._deltas or len(self._deltas) < _MOST_KINDS else _OTHER_KIND
 
     def _count_repeats(self) -> None:
-        repeats, self._repeats = self._repeats, 0
+        repeats, self.repeats = self.repeats, 0
+        if self._kind is not None:
+            self._until_due = self.due = self.due - repeats
         if repeats and self._counts and self.ending is None:
             self._events += repeats
             if self._kind is not None:
                 self._deltas[self._kind] = self._deltas.get(self._kind, 0) + repeats
 
-    def _on_delta(self) -> None:
-        assert self._kind is not None  # noqa: S101
-        self._deltas[self._kind] = self._deltas.get(self._kind, 0) + 1
-        if self.first_delta_at is None:
-            self.first_delta_at = self._last_delta_at = time.perf_counter_ns()
-        elif self._until_gap > 1:
-            self._until_gap -= 1
-        else:
-            self._time_delta()
 
-    def _time_delta(self) -> None:
-        """Take the time of a delta: one at which a gap begins, or ends, or both."""
-        now = time.perf_counter_ns()
-        if self._until_gap:
-            self._until_gap = 0
-        else:
-            gaps = self._gaps_us
-            gaps.append((now - self._last_delta_at) // 1000)
-            if len(gaps) >= _MOST_GAPS:
-                self._gaps_us = gaps[::2]
-                self._gap_stride *= 2
-            self._until_gap = self._gap_stride - 1
-        self._last_delta_at = now
+@functools.lru_cache(maxsize=_MOST_KINDS)
+def _delta_name(kind: str) -> str:
+    return exportable(kind.removeprefix(_LIFE).removesuffix(_DELTA))

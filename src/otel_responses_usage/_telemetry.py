@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -13,24 +13,22 @@ from opentelemetry.util.types import AttributeValue
 
 from . import _fault
 from . import _semconv as names
-from ._outcome import Ending
-from ._request import Operation, ResponsesRequest
+from ._outcome import Ending, Outcome
+from ._request import Operation, ResponsesRequest, Server
 from ._response import Response
 from ._usage import MissingReason, Usage, UsageSource
 
 _API_TYPE: Final = "responses"
 
 
-@dataclass(frozen=True, slots=True)
-class Retrieval:
+class Retrieval(NamedTuple):
     """A look-up that was made for a call."""
 
     attempts: int
     duration_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """All that is told of one call once it is over. Times in nanoseconds are of the wall clock."""
 
     request: ResponsesRequest
@@ -134,10 +132,19 @@ class Telemetry:
             start_time=start_ns,
         )
 
+    @property
+    def has_listener(self) -> bool:
+        """Whether there is an SDK that may record a span, or takes points."""
+        # Until the application sets a provider, a tracer is a proxy for one that does nothing.
+        tracer = getattr(self._tracer, "_tracer", self._tracer)
+        return not isinstance(tracer, trace.NoOpTracer) or self._takes_points
+
     def is_heard(self, span: Span) -> bool:
         """Whether anybody listens: the span is recorded, or there is an SDK that takes points."""
-        if span.is_recording():
-            return True
+        return span.is_recording() or self._takes_points
+
+    @property
+    def _takes_points(self) -> bool:
         # Until the application sets a provider, an instrument is a proxy without a real one behind it.
         real = getattr(self._calls, "_real_instrument", self._calls)
         return real is not None and not isinstance(real, metrics.NoOpCounter)
@@ -216,16 +223,7 @@ class Telemetry:
 
     def _measure(self, record: Record, context: Context) -> None:
         request, ending, usage = record.request, record.ending, record.usage
-        common = _given(
-            {
-                names.OPERATION_NAME: request.operation.value,
-                names.PROVIDER_NAME: request.server.provider,
-                names.REQUEST_MODEL: request.model,
-                names.RESPONSE_MODEL: record.response.model,
-                names.SERVER_ADDRESS: request.server.address,
-                names.SERVER_PORT: request.server.port,
-            }
-        )
+        common = _common_attributes(request.operation, request.server, request.model, record.response.model)
         duration_s = (record.end_ns - record.start_ns) / 1e9
         timed = common | {names.ERROR_TYPE: ending.error_type} if ending.error_type else common
         self._duration.record(duration_s, timed, context)
@@ -242,16 +240,8 @@ class Telemetry:
                 self._token_usage.record(usage.output_tokens, common | {names.TOKEN_TYPE: "output"}, context)
         self._calls.add(
             1,
-            _given(
-                {
-                    names.STREAM_OUTCOME: ending.outcome.value,
-                    names.PROVIDER_NAME: request.server.provider,
-                    names.REQUEST_MODEL: request.model,
-                    names.USAGE_SOURCE: record.source.value if record.source else None,
-                    names.USAGE_MISSING_REASON: record.missing_reason.value
-                    if record.missing_reason
-                    else None,
-                }
+            _call_attributes(
+                ending.outcome, request.server.provider, request.model, record.source, record.missing_reason
             ),
             context,
         )
@@ -278,3 +268,41 @@ def _context_of(span: Span) -> Context:
 
 def _given(attributes: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
     return {name: value for name, value in attributes.items() if value is not None}
+
+
+# Most calls of a process are alike, and so are the points that tell of them.
+
+
+@functools.lru_cache(maxsize=128)
+def _common_attributes(
+    operation: Operation, server: Server, requested_model: str | None, model: str | None
+) -> dict[str, AttributeValue]:
+    return _given(
+        {
+            names.OPERATION_NAME: operation.value,
+            names.PROVIDER_NAME: server.provider,
+            names.REQUEST_MODEL: requested_model,
+            names.RESPONSE_MODEL: model,
+            names.SERVER_ADDRESS: server.address,
+            names.SERVER_PORT: server.port,
+        }
+    )
+
+
+@functools.lru_cache(maxsize=128)
+def _call_attributes(
+    outcome: Outcome,
+    provider: str,
+    model: str | None,
+    source: UsageSource | None,
+    missing_reason: MissingReason | None,
+) -> dict[str, AttributeValue]:
+    return _given(
+        {
+            names.STREAM_OUTCOME: outcome.value,
+            names.PROVIDER_NAME: provider,
+            names.REQUEST_MODEL: model,
+            names.USAGE_SOURCE: source.value if source else None,
+            names.USAGE_MISSING_REASON: missing_reason.value if missing_reason else None,
+        }
+    )

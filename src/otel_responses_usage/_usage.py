@@ -62,7 +62,7 @@ class Usage:
     def from_response(cls, response: Mapping[str, Any]) -> Usage | None:
         """Read the `usage` of a response object as decoded from JSON; `None` where it reports no count."""
         usage = response.get("usage")
-        if not isinstance(usage, Mapping):
+        if not isinstance(usage, dict):
             return None
         inputs = usage.get("input_tokens_details")
         outputs = usage.get("output_tokens_details")
@@ -78,6 +78,6 @@ class Usage:
 
 
 def _count(counts: object, name: str) -> int | None:
-    value = counts.get(name) if isinstance(counts, Mapping) else None
+    value = counts.get(name) if isinstance(counts, dict) else None
     # `True` is an int to Python, but no count; and what exceeds 64 bits no exporter can write.
     return value if type(value) is int and 0 <= value <= _LARGEST else None

@@ -100,12 +100,14 @@ class HttpSurface:
         response_id = shown_id(options.method, path) if "responses" in path else None
         if response_id is not None and self._ledger.awaits(unquote(response_id)) and _is_read(response):
             document = response.json()
-            if isinstance(document, Mapping):
+            if isinstance(document, dict):
                 self._ledger.observe(Response.from_json(document))
 
     @_fault.contained("opening a call")
     def _open(self, client: Any, options: Any) -> Invocation | None:
-        request = _describe(client, options) if is_instrumentation_enabled() else None
+        if not self._ledger.is_open or not is_instrumentation_enabled():
+            return None
+        request = _describe(client, options)
         return None if request is None else self._ledger.open(request)
 
 
@@ -173,5 +175,10 @@ def _body(options: Any) -> Mapping[str, Any]:
 
 def _server(client: Any, url: str) -> Server:
     base = client.base_url if "://" not in url else type(client.base_url)(url)
-    azure = any(cls.__name__ == "BaseAzureClient" for cls in type(client).__mro__)
-    return Server.at(base.host, base.port, base.scheme, azure=azure)
+    client_class: type = type(client)
+    return Server.at(base.host, base.port, base.scheme, azure=_is_azure(client_class))
+
+
+@functools.lru_cache(maxsize=64)
+def _is_azure(client_class: type) -> bool:
+    return any(cls.__name__ == "BaseAzureClient" for cls in client_class.__mro__)

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 from .. import _fault
-from .._invocation import Invocation
+from .._invocation import Invocation, sees_nothing
 from ._arrived import arrived
 from ._tail import async_read_on, read_on
 
@@ -63,19 +63,13 @@ class _Tap:
             raise AttributeError(name)
         return getattr(self._stream, name)
 
-    def _feed(self, piece: bytes) -> int:
-        if self._decode is None:
-            return self._invocation.on_bytes(piece)
+    def _feed_encoded(self, piece: bytes) -> int:
         # What the reader gets is the encoded piece, which cannot be divided where the plain one can.
         plain = self._decoded(piece)
         taken = self._invocation.on_bytes(plain)
         if taken:
             self._invocation.on_bytes(plain[taken:])
         return 0
-
-    @property
-    def _passes(self) -> Callable[[bytes], bool]:
-        return self._invocation.passes if self._decode is None else _never_passes
 
     def _decoded(self, piece: bytes) -> bytes:
         if self._decode is None:
@@ -99,7 +93,9 @@ class _Tap:
         invocation = self._invocation
         if self._held:
             invocation.on_bytes(self._held)
-        if not invocation.ended and self._source is not None:
+        if invocation.ended:
+            return 0.0
+        if self._source is not None:
             invocation.on_unread(map(self._decoded, arrived(self._stream)))
         return invocation.on_close(_in_flight(), can_read_on=self._source is not None) or 0.0
 
@@ -115,8 +111,9 @@ class _SyncTap(_Tap):
         return self._reading  # type: ignore[no-any-return]
 
     def _read(self) -> Iterator[bytes]:
-        passes: Callable[[bytes], bool] = _never_passes
-        feed = self._feed
+        invocation, is_plain = self._invocation, self._decode is None
+        feed = invocation.on_bytes if is_plain else self._feed_encoded
+        passes: Callable[[bytes], bool] = sees_nothing
         try:
             self._source = iter(self._stream)
             for piece in self._source:
@@ -127,7 +124,8 @@ class _SyncTap(_Tap):
                         yield piece[:taken]
                         piece, self._held = self._held, b""
                         feed(piece)
-                    passes = self._passes
+                    if is_plain:
+                        passes = invocation.passes
                 yield piece
                 if self._tail is not None:
                     self._refuse()
@@ -136,7 +134,7 @@ class _SyncTap(_Tap):
         except BaseException as error:
             self._on_raise(error)
             raise
-        self._invocation.on_body_end()
+        invocation.on_body_end()
 
     def close(self) -> None:
         tail_s = self._on_close(reading=self._reading is not None and self._reading.gi_running)
@@ -156,8 +154,9 @@ class _AsyncTap(_Tap):
         return self._reading  # type: ignore[no-any-return]
 
     async def _read(self) -> AsyncGenerator[bytes, None]:
-        passes: Callable[[bytes], bool] = _never_passes
-        feed = self._feed
+        invocation, is_plain = self._invocation, self._decode is None
+        feed = invocation.on_bytes if is_plain else self._feed_encoded
+        passes: Callable[[bytes], bool] = sees_nothing
         try:
             self._source = self._stream.__aiter__()
             async for piece in self._source:
@@ -168,7 +167,8 @@ class _AsyncTap(_Tap):
                         yield piece[:taken]
                         piece, self._held = self._held, b""
                         feed(piece)
-                    passes = self._passes
+                    if is_plain:
+                        passes = invocation.passes
                 yield piece
                 if self._tail is not None:
                     self._refuse()
@@ -181,7 +181,7 @@ class _AsyncTap(_Tap):
             # Left to the garbage collector it would be closed by another task.
             if self._tail is None and isinstance(self._source, AsyncGenerator):
                 await self._source.aclose()
-        self._invocation.on_body_end()
+        invocation.on_body_end()
 
     async def aclose(self) -> None:
         tail_s = self._on_close(reading=self._reading is not None and self._reading.ag_running)
@@ -218,10 +218,6 @@ def _decoder(response: Any) -> Callable[[bytes], bytes] | None:
         return plain if isinstance(plain, bytes) else b"".join(plain)
 
     return decode
-
-
-def _never_passes(_: bytes) -> bool:
-    return False
 
 
 def _connection(response: Any) -> Any:

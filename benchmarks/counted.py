@@ -1,0 +1,114 @@
+"""What runs while callgrind counts: each part once to warm up, then so often, then twice so often.
+
+A call of `getloadavg` tells callgrind where a part ends (`--dump-before`): it is in every libc, and
+nobody else calls it. The difference between the two counts is free of whatever a part does once.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from . import call, pieces, standin
+from .floor import Floor
+
+EVENTS = 500
+CALLS = 10
+# In the order in which they run, and how many events or calls a part is.
+PARTS = {
+    "plain event": EVENTS,
+    "plain event, async": EVENTS,
+    "floor event": EVENTS,
+    "floor event, async": EVENTS,
+    "event": EVENTS,
+    "event, async": EVENTS,
+    "event of another kind": EVENTS,
+    "plain call": CALLS,
+    "call": CALLS,
+    "call by hand": CALLS,
+    "call, no SDK": CALLS,
+}
+
+
+def parts(artificial_loss: int = 0) -> dict[str, Callable[[int], None]]:
+    """Return what is counted; `artificial_loss` is wasted per event, to see whether that is noticed."""
+    standin.install()
+    from .instrumented import ResponsesUsageInstrumentor
+    from .telemetry import deaf
+
+    calls = call.contenders()
+    same = {times: pieces.repeated(EVENTS * times) for times in (1, 2)}
+    mixed = {times: pieces.mixed(EVENTS * times) for times in (1, 2)}
+
+    def drain(client: Callable[[list[bytes]], Any], streams: dict[int, list[bytes]]) -> Callable[[int], None]:
+        return lambda times: standin.drain(client(streams[times]))
+
+    def async_drain(client: Callable[[list[bytes]], Any]) -> Callable[[int], None]:
+        return lambda times: standin.run(standin.async_drain(client(same[times])))
+
+    def wasteful(times: int) -> None:
+        standin.drain(standin.SyncAPIClient(same[times]))
+        for _ in range(times * EVENTS * artificial_loss):
+            pass
+
+    def unheard(times: int) -> None:
+        instrumentor = ResponsesUsageInstrumentor()
+        instrumentor.uninstrument()
+        instrumentor.instrument(**deaf())
+        for _ in range(times * CALLS):
+            calls["ours"]()
+
+    def repeat(name: str) -> Callable[[int], None]:
+        work = calls[name]
+
+        def times_of(times: int) -> None:
+            for _ in range(times * CALLS):
+                work()
+
+        return times_of
+
+    return {
+        "plain event": drain(standin.PlainSyncAPIClient, same),
+        "plain event, async": async_drain(standin.PlainAsyncAPIClient),
+        "floor event": lambda times: _read(Floor(standin.SyncByteStream(same[times]))),
+        "floor event, async": lambda times: standin.run(
+            _async_read(Floor(standin.AsyncByteStream(same[times])))
+        ),
+        "event": wasteful,
+        "event, async": async_drain(standin.AsyncAPIClient),
+        "event of another kind": drain(standin.SyncAPIClient, mixed),
+        "plain call": repeat("plain"),
+        "call": repeat("ours"),
+        "call by hand": repeat("by hand"),
+        "call, no SDK": unheard,
+    }
+
+
+def _read(stream: Any) -> None:
+    for _ in stream:
+        pass
+
+
+async def _async_read(stream: Any) -> None:
+    async for _ in stream:
+        pass
+
+
+def main() -> None:
+    """Run every part, and mark where it begins and ends."""
+    run = parts(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
+    if list(run) != list(PARTS):
+        raise RuntimeError("the parts are not those that are expected")
+    gc.disable()
+    for work in run.values():
+        os.getloadavg()
+        for times in (1, 1, 2):
+            work(times)
+            os.getloadavg()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What an event costs in the whole of the real SDK, over a transport that is in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from statistics import median
+
+import httpx2
+import openai
+
+from . import pieces
+from .clock import paired
+from .one import rows_of
+from .row import Row
+
+Work = Callable[[], object]
+
+
+class SyncBody(httpx2.SyncByteStream):
+    """A body in memory, a piece at a time."""
+
+    def __init__(self, stream: list[bytes]) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._stream
+
+
+class AsyncBody(httpx2.AsyncByteStream):
+    """The same for an async client."""
+
+    def __init__(self, stream: list[bytes]) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._stream:
+            yield piece
+
+
+def reader(stream: list[bytes]) -> Work:
+    """Return a function that makes a call and reads the answer, which is always this stream."""
+    transport = httpx2.MockTransport(lambda _: _answer(SyncBody(stream)))
+    client = openai.OpenAI(
+        api_key="none", base_url="http://127.0.0.1:9/v1", http_client=httpx2.Client(transport=transport)
+    )
+
+    def read() -> None:
+        for _ in client.responses.create(model="gpt-5.4-mini", input="hello", stream=True):
+            pass
+
+    return read
+
+
+def async_reader(stream: list[bytes]) -> Work:
+    """Return the same for the async client, on an event loop of its own."""
+    transport = httpx2.MockTransport(lambda _: _answer(AsyncBody(stream)))
+    client = openai.AsyncOpenAI(
+        api_key="none", base_url="http://127.0.0.1:9/v1", http_client=httpx2.AsyncClient(transport=transport)
+    )
+    loop = asyncio.new_event_loop()
+
+    async def read() -> None:
+        async for _ in await client.responses.create(model="gpt-5.4-mini", input="hello", stream=True):
+            pass
+
+    return lambda: loop.run_until_complete(read())
+
+
+def rows(*, quick: bool) -> list[Row]:
+    """Measure the SDK's own cost of an event, and say what share of it ours is."""
+    isolated = {row.what: row.result for row in rows_of("event", quick=quick)}
+    events, rounds = (100, 3) if quick else (1_000, 15)
+    short, long = pieces.whole(pieces.SHORT), pieces.whole(pieces.SHORT + events)
+    costs = paired(
+        {
+            "short": reader(short),
+            "long": reader(long),
+            "async short": async_reader(short),
+            "async long": async_reader(long),
+        },
+        rounds,
+    )
+    found = []
+    for how in ("sync", "async"):
+        prefix = "async " if how == "async" else ""
+        own = (
+            median(a - b for a, b in zip(costs[f"{prefix}long"], costs[f"{prefix}short"], strict=True))
+            / events
+        )
+        found.append(
+            Row(
+                f"added per event in the whole pipeline, {how}, of the SDK's own {own / 1000:,.0f} us",
+                100 * isolated[f"added per event, {how}"] / own,
+                0.5,
+                "%",
+            )
+        )
+    return found
+
+
+def _answer(body: SyncBody | AsyncBody) -> httpx2.Response:
+    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=body)

@@ -1,0 +1,169 @@
+"""A stand-in for the SDK's client that costs next to nothing, so that what remains is ours.
+
+It has the two methods that the instrumentation wraps, and an HTTP response whose body is in memory. It
+takes the place of `openai` in a process of its own, where the real one is then never imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Iterator
+from types import ModuleType
+from typing import Any
+
+HEADERS = {"content-type": "text/event-stream; charset=utf-8"}
+
+
+class URL:
+    """As much of an HTTP library's URL as a call needs."""
+
+    scheme, host, port, raw_path = "http", "127.0.0.1", 8080, b"/v1/responses"
+
+
+class SyncByteStream:
+    """A body; named as the class of the HTTP library that it stands for."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._pieces
+
+    def close(self) -> None:
+        """Let go of nothing."""
+
+
+class AsyncByteStream:
+    """The same for an async client."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+
+    async def aclose(self) -> None:
+        """Let go of nothing."""
+
+
+class Request:
+    """The HTTP request that was made."""
+
+    method, url = "POST", URL()
+
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+
+
+class Response:
+    """An HTTP response whose body has not been read."""
+
+    status_code, http_version = 200, "HTTP/1.1"
+    is_stream_consumed = is_closed = False
+    history: tuple[Response, ...] = ()
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.headers = HEADERS
+        self.extensions: dict[str, Any] = {}
+        self.request = Request()
+
+
+class Options:
+    """What the SDK calls the options of a request."""
+
+    method, url = "post", "/responses"
+    params: dict[str, Any] = {}  # noqa: RUF012
+    extra_json: dict[str, Any] | None = None
+    content: bytes | None = None
+
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+        self.json_data: dict[str, Any] = {
+            "model": "gpt-5.4-mini",
+            "input": "hello",
+            "stream": True,
+            "max_output_tokens": 100,
+            "temperature": 0.5,
+        }
+
+
+class _Client:
+    base_url = URL()
+    _client = None
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    def _process_response(self, **given: Any) -> Any:
+        return given["response"]
+
+
+class SyncAPIClient(_Client):
+    """The sync client, as far as the instrumentation wraps it."""
+
+    def request(self, cast_to: object, options: Any, **_: Any) -> Any:
+        """Answer with the body that the client was made with."""
+        response = Response(SyncByteStream(self._pieces))
+        return self._process_response(cast_to=cast_to, options=options, response=response, stream=True)
+
+
+class AsyncAPIClient(_Client):
+    """The async client, as far as the instrumentation wraps it."""
+
+    async def request(self, cast_to: object, options: Any, **_: Any) -> Any:
+        """Answer with the body that the client was made with."""
+        response = Response(AsyncByteStream(self._pieces))
+        return self._process_response(cast_to=cast_to, options=options, response=response, stream=True)
+
+
+class PlainSyncAPIClient(SyncAPIClient):
+    """One that the instrumentation leaves alone."""
+
+    request = SyncAPIClient.request
+    _process_response = _Client._process_response  # noqa: SLF001
+
+
+class PlainAsyncAPIClient(AsyncAPIClient):
+    """One that the instrumentation leaves alone."""
+
+    request = AsyncAPIClient.request
+    _process_response = _Client._process_response  # noqa: SLF001
+
+
+def install() -> None:
+    """Take the SDK's place in this process; refused where the real one is in it already."""
+    if "openai" in sys.modules:
+        raise RuntimeError("the real SDK has been imported")
+    package, module = ModuleType("openai"), ModuleType("openai._base_client")
+    package.__path__ = []
+    for client in (SyncAPIClient, AsyncAPIClient):
+        setattr(module, client.__name__, client)
+    package._base_client = module  # type: ignore[attr-defined]  # noqa: SLF001
+    sys.modules.update({"openai": package, "openai._base_client": module})
+
+
+def drain(client: SyncAPIClient) -> None:
+    """Make a call and read its body to the end."""
+    response = client.request(object, Options())
+    for _ in response.stream:
+        pass
+    response.stream.close()
+
+
+async def async_drain(client: AsyncAPIClient) -> None:
+    """Make a call and read its body to the end."""
+    response = await client.request(object, Options())
+    async for _ in response.stream:
+        pass
+    await response.stream.aclose()
+
+
+def run(coroutine: Any) -> None:
+    """Run a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    raise RuntimeError("it waits")
