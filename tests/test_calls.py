@@ -142,6 +142,59 @@ def test_the_whole_of_the_metrics_of_a_drained_stream(observed: Observed, serve:
     assert exemplar.span_id == span.context.span_id
 
 
+NEXT_TOKENS = {
+    "usage.input_tokens": 7,
+    "usage.output_tokens": 21,
+    "usage.cache_read.input_tokens": 3,
+    "usage.cache_write.input_tokens": 0,
+    "usage.reasoning.output_tokens": 11,
+    "operation.input_tokens": 7,
+    "operation.output_tokens": 21,
+}
+
+
+@pytest.mark.parametrize(
+    ("opted_in", "has_current", "has_next"),
+    [
+        ("", True, False),
+        ("http", True, False),
+        ("gen_ai_latest_experimental", False, True),
+        ("http, gen_ai_latest_experimental/dup", True, True),
+    ],
+)
+def test_the_next_generation_of_metrics_is_opted_in_to(
+    opted_in: str,
+    has_current: bool,
+    has_next: bool,
+    instrument: Instrument,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`OTEL_SEMCONV_STABILITY_OPT_IN` chooses which names are recorded; each generation says the same."""
+    monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opted_in)
+    observed = instrument()
+    with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER)))) as client:
+        list(client.responses.create(**ASKED, stream=True))
+    prefix = "gen_ai.client.inference."
+    sums: dict[str, int] = {}
+    for name in NEXT_TOKENS:
+        for point in observed.points(prefix + name):
+            sums[name] = point.value if name.startswith("usage.") else point.sum
+            modality = {"unknown"} if name.startswith("usage.") else {None}
+            assert {point.attributes.get("gen_ai.token.modality")} == modality
+            assert "gen_ai.token.type" not in point.attributes
+    assert sums == (NEXT_TOKENS if has_next else {})
+    assert observed.tokens() == ({"input": (1, 7), "output": (1, 21)} if has_current else {})
+    for new, old in {
+        "duration": "gen_ai.client.operation.duration",
+        "time_to_first_chunk": "gen_ai.client.operation.time_to_first_chunk",
+        "time_per_output_chunk": "gen_ai.client.operation.time_per_output_chunk",
+    }.items():
+        assert len(observed.points(prefix + new)) == has_next
+        assert len(observed.points(old)) == has_current
+    assert observed.calls() == {"stream": 1}
+
+
 def test_a_response_that_is_not_streamed_is_metered(observed: Observed, serve: Serve) -> None:
     """`create` without `stream` is one span, with the usage of the body."""
     with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER)))) as client:

@@ -43,7 +43,7 @@ from openai.resources.responses import Responses
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import ReadableSpan
 
-from calls import settle
+from calls import settle, since
 from embedded.answer import COMPLETED, FAILED, OUT_OF_QUOTA, OUT_OF_TOKENS, Answer, Ending, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Send, Step
 from embedded.responses_api import Plan, ResponsesAPI, error
@@ -834,6 +834,9 @@ def small_heap() -> Iterator[None]:
 LONG = int(os.environ.get("MACHINE_EXAMPLES", "0"))
 
 
+@since(
+    2, 7, 0
+)  # before, a reader had to wait for the end of the body, which some of these servers never send
 @pytest.mark.usefixtures("hasty", "small_heap")
 def test_whatever_an_application_does_every_response_is_accounted_for(server: Server) -> None:
     """In any order of doings each response is told once, exactly or with its reason, and nothing is left."""

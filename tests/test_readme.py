@@ -27,11 +27,10 @@ README = (ROOT / "README.md").read_text("utf-8")
 NAMES = {
     constant: value
     for constant, value in vars(_semconv).items()
-    if constant.isupper() and isinstance(value, str) and constant != "SCHEMA_URL"
+    if constant.isupper() and constant[0] != "_" and isinstance(value, str) and constant != "SCHEMA_URL"
 }
-METRICS = {value for constant, value in NAMES.items() if constant.startswith("METRIC_")}
 # Attributes that only metrics have; and a prefix, which stands in the README with an asterisk.
-OF_METRICS = {_semconv.TOKEN_TYPE, _semconv.RETRIEVAL_RESULT}
+OF_METRICS = {_semconv.TOKEN_TYPE, _semconv.TOKEN_MODALITY, _semconv.RETRIEVAL_RESULT}
 ATTRIBUTES = {
     name + "*" if name.endswith(".") else name
     for constant, name in NAMES.items()
@@ -90,11 +89,11 @@ def test_the_table_of_attributes_has_those_of_the_spans() -> None:
     assert sorted(told) == sorted(ATTRIBUTES - OF_METRICS)
 
 
-def test_the_table_of_metrics_has_the_instruments() -> None:
-    """Every instrument is in the table with its kind and its unit, and no other."""
+def instruments(*generations: _semconv.Generation) -> set[tuple[str, str, str]]:
+    """Name, kind and unit of each instrument that is made for these generations of the conventions."""
     meter = Mock()
-    Telemetry(Mock(), meter)
-    made = {
+    Telemetry(Mock(), meter, generations)
+    return {
         (call.args[0], kind, call.kwargs["unit"])
         for kind, create in {
             "histogram": meter.create_histogram,
@@ -103,10 +102,21 @@ def test_the_table_of_metrics_has_the_instruments() -> None:
         }.items()
         for call in create.call_args_list
     }
-    rows = [[cell.replace("`", "") for cell in row] for row in table("metric")]
+
+
+METRICS = {name for name, _, _ in instruments(_semconv.CURRENT, _semconv.NEXT)}
+
+
+@pytest.mark.parametrize(
+    ("heading", "generation"),
+    [("metric", _semconv.CURRENT), ("metric of the next generation", _semconv.NEXT)],
+)
+def test_the_tables_of_metrics_have_the_instruments(heading: str, generation: _semconv.Generation) -> None:
+    """Every instrument is in the table with its kind and its unit, and no other."""
+    rows = [[cell.replace("`", "") for cell in row] for row in table(heading)]
     told = {(name, *described.split(", ")) for name, described, _ in rows}
-    assert told == made
-    assert {name for name, _, _ in told} == METRICS
+    ours = {one for one in instruments() if generation is _semconv.NEXT}
+    assert told == instruments(generation) - ours
 
 
 def test_every_name_in_the_text_is_one_that_is_written() -> None:
@@ -119,7 +129,7 @@ def test_every_name_in_the_text_is_one_that_is_written() -> None:
 def test_the_queries_use_names_that_exist() -> None:
     """Metrics and labels of the queries are those that Prometheus makes of ours."""
     used = set(re.findall(r"(?:gen_ai|openai_responses)_\w+", code("promql")))
-    metrics = {_semconv.METRIC_TOKEN_USAGE: "_sum", _semconv.METRIC_CALLS: "_total"}
+    metrics = {_semconv.CURRENT.tokens[0].name: "_sum", _semconv.METRIC_CALLS: "_total"}
     known = {name.replace(".", "_") + metrics.get(name, "") for name in ATTRIBUTES | METRICS}
     assert used
     assert used <= known

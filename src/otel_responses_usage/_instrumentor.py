@@ -51,6 +51,7 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         telemetry = Telemetry(
             trace.get_tracer(SCOPE, _VERSION, tracer_provider, _semconv.SCHEMA_URL),
             metrics.get_meter(SCOPE, _VERSION, meter_provider, _semconv.SCHEMA_URL),
+            _semconv.generations(),
         )
         recovery = Recovery(
             config,

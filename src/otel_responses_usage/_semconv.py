@@ -4,7 +4,10 @@ GenAI names are spelled out instead of imported: the incubating modules rename a
 minor releases, and a name here must not depend on which release a service happens to have installed.
 """
 
-from typing import Final
+import os
+from collections.abc import Mapping
+from enum import Enum
+from typing import Final, NamedTuple
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 
@@ -37,6 +40,7 @@ USAGE_CACHE_READ_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
 USAGE_CACHE_WRITE_INPUT_TOKENS: Final = "gen_ai.usage.cache_write.input_tokens"
 USAGE_REASONING_OUTPUT_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
 TOKEN_TYPE: Final = "gen_ai.token.type"
+TOKEN_MODALITY: Final = "gen_ai.token.modality"
 
 OPENAI_API_TYPE: Final = "openai.api.type"
 OPENAI_REQUEST_SERVICE_TIER: Final = "openai.request.service_tier"
@@ -53,10 +57,6 @@ RETRIEVAL_ATTEMPTS: Final = "openai_responses.retrieval.attempts"
 RETRIEVAL_DURATION: Final = "openai_responses.retrieval.duration"
 RETRIEVAL_RESULT: Final = "openai_responses.retrieval.result"
 
-METRIC_TOKEN_USAGE: Final = "gen_ai.client.token.usage"
-METRIC_OPERATION_DURATION: Final = "gen_ai.client.operation.duration"
-METRIC_TIME_TO_FIRST_CHUNK: Final = "gen_ai.client.operation.time_to_first_chunk"
-METRIC_TIME_PER_OUTPUT_CHUNK: Final = "gen_ai.client.operation.time_per_output_chunk"
 METRIC_CALLS: Final = "openai_responses.calls"
 METRIC_RETRIEVAL_DURATION: Final = "openai_responses.retrieval.duration"
 METRIC_PENDING: Final = "openai_responses.pending"
@@ -74,3 +74,79 @@ CHUNK_BUCKETS_S: Final = (
 TOKEN_BUCKETS: Final = (
     1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864,
 )  # fmt: skip
+
+
+class TokenInstrument(Enum):
+    """How tokens are recorded: to be added up, or to be told apart by their number in a call."""
+
+    COUNTER = "counter"
+    HISTOGRAM = "histogram"
+
+
+class TokenMetric(NamedTuple):
+    """A metric of tokens: which field of the usage it takes, and what its points say besides."""
+
+    name: str
+    instrument: TokenInstrument
+    field: str
+    attributes: Mapping[str, str]
+
+
+class Generation(NamedTuple):
+    """The metrics of one generation of the GenAI conventions."""
+
+    duration: str
+    time_to_first_chunk: str
+    time_per_output_chunk: str
+    tokens: tuple[TokenMetric, ...]
+
+
+CURRENT: Final = Generation(
+    duration="gen_ai.client.operation.duration",
+    time_to_first_chunk="gen_ai.client.operation.time_to_first_chunk",
+    time_per_output_chunk="gen_ai.client.operation.time_per_output_chunk",
+    tokens=tuple(
+        TokenMetric(
+            "gen_ai.client.token.usage", TokenInstrument.HISTOGRAM, f"{kind}_tokens", {TOKEN_TYPE: kind}
+        )
+        for kind in ("input", "output")
+    ),
+)
+NEXT: Final = Generation(
+    duration="gen_ai.client.inference.duration",
+    time_to_first_chunk="gen_ai.client.inference.time_to_first_chunk",
+    time_per_output_chunk="gen_ai.client.inference.time_per_output_chunk",
+    tokens=(
+        *(
+            # The API does not tell which of them were text.
+            TokenMetric(
+                f"gen_ai.client.inference.usage.{name}",
+                TokenInstrument.COUNTER,
+                name.replace(".", "_"),
+                {TOKEN_MODALITY: "unknown"},
+            )
+            for name in (
+                "input_tokens",
+                "output_tokens",
+                "cache_read.input_tokens",
+                "cache_write.input_tokens",
+                "reasoning.output_tokens",
+            )
+        ),
+        *(
+            TokenMetric(f"gen_ai.client.inference.operation.{name}", TokenInstrument.HISTOGRAM, name, {})
+            for name in ("input_tokens", "output_tokens")
+        ),
+    ),
+)
+
+_OPT_IN: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
+_LATEST: Final = "gen_ai_latest_experimental"
+
+
+def generations(environ: Mapping[str, str] = os.environ) -> tuple[Generation, ...]:
+    """Return the generations to record, as the environment opts in to them."""
+    words = {word.strip().lower() for word in environ.get(_OPT_IN, "").split(",")}
+    if f"{_LATEST}/dup" in words:
+        return CURRENT, NEXT
+    return (NEXT,) if _LATEST in words else (CURRENT,)

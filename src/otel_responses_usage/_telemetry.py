@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -19,6 +19,8 @@ from ._response import Response
 from ._usage import MissingReason, Usage, UsageSource
 
 _API_TYPE: Final = "responses"
+
+_Take: TypeAlias = Callable[[int, dict[str, AttributeValue], Context], None]
 
 
 class Retrieval(NamedTuple):
@@ -46,35 +48,71 @@ class Record(NamedTuple):
     retrieval: Retrieval | None
 
 
-class Telemetry:
-    """Starts and ends spans, and records the points that belong to them."""
+class _Instruments:
+    """The instruments for times and tokens, by the names of one generation of the conventions."""
 
-    def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
-        self._tracer = tracer
-        self._token_usage = meter.create_histogram(
-            names.METRIC_TOKEN_USAGE,
-            unit="{token}",
-            description="Number of input and output tokens used.",
-            explicit_bucket_boundaries_advisory=names.TOKEN_BUCKETS,
-        )
-        self._duration = meter.create_histogram(
-            names.METRIC_OPERATION_DURATION,
+    def __init__(self, meter: metrics.Meter, generation: names.Generation) -> None:
+        self.duration = meter.create_histogram(
+            generation.duration,
             unit="s",
             description="GenAI operation duration.",
             explicit_bucket_boundaries_advisory=names.DURATION_BUCKETS_S,
         )
         self._time_to_first_chunk = meter.create_histogram(
-            names.METRIC_TIME_TO_FIRST_CHUNK,
+            generation.time_to_first_chunk,
             unit="s",
             description="Time from the request to the first piece of a streamed answer.",
             explicit_bucket_boundaries_advisory=names.DURATION_BUCKETS_S,
         )
         self._time_per_output_chunk = meter.create_histogram(
-            names.METRIC_TIME_PER_OUTPUT_CHUNK,
+            generation.time_per_output_chunk,
             unit="s",
             description="Time between the pieces of a streamed answer.",
             explicit_bucket_boundaries_advisory=names.CHUNK_BUCKETS_S,
         )
+        made: dict[str, _Take] = {}
+        for metric in generation.tokens:
+            if metric.name not in made:
+                made[metric.name] = _token_instrument(meter, metric)
+        self._tokens = [(metric, made[metric.name]) for metric in generation.tokens]
+
+    def record(self, record: Record, common: dict[str, AttributeValue], context: Context) -> None:
+        """Record the chunks and the tokens of a call."""
+        if record.time_to_first_chunk_s is not None:
+            self._time_to_first_chunk.record(record.time_to_first_chunk_s, common, context)
+        for gap_s in record.gaps_s:
+            self._time_per_output_chunk.record(gap_s, common, context)
+        if record.usage is None:
+            return
+        for metric, take in self._tokens:
+            tokens = getattr(record.usage, metric.field)
+            if tokens is not None:
+                take(tokens, {**common, **metric.attributes}, context)
+
+
+def _token_instrument(meter: metrics.Meter, metric: names.TokenMetric) -> _Take:
+    description = "Number of tokens used."
+    if metric.instrument is names.TokenInstrument.COUNTER:
+        return meter.create_counter(metric.name, unit="{token}", description=description).add
+    return meter.create_histogram(
+        metric.name,
+        unit="{token}",
+        description=description,
+        explicit_bucket_boundaries_advisory=names.TOKEN_BUCKETS,
+    ).record
+
+
+class Telemetry:
+    """Starts and ends spans, and records the points that belong to them."""
+
+    def __init__(
+        self,
+        tracer: trace.Tracer,
+        meter: metrics.Meter,
+        generations: Sequence[names.Generation] = (names.CURRENT,),
+    ) -> None:
+        self._tracer = tracer
+        self._instruments = [_Instruments(meter, generation) for generation in generations]
         self._calls = meter.create_counter(
             names.METRIC_CALLS,
             unit="{call}",
@@ -91,7 +129,6 @@ class Telemetry:
             unit="{call}",
             description="Spans held open for their usage.",
         )
-
         self._open_circuits = meter.create_up_down_counter(
             names.METRIC_OPEN_CIRCUITS,
             unit="{circuit}",
@@ -222,22 +259,17 @@ class Telemetry:
             span.set_status(Status(StatusCode.ERROR))
 
     def _measure(self, record: Record, context: Context) -> None:
-        request, ending, usage = record.request, record.ending, record.usage
+        request, ending = record.request, record.ending
         common = _common_attributes(request.operation, request.server, request.model, record.response.model)
-        duration_s = (record.end_ns - record.start_ns) / 1e9
         timed = common | {names.ERROR_TYPE: ending.error_type} if ending.error_type else common
-        self._duration.record(duration_s, timed, context)
-        if request.operation is not Operation.CHAT:
-            return  # a fetch made no tokens, and its chunks are those of the call that did
-        if record.time_to_first_chunk_s is not None:
-            self._time_to_first_chunk.record(record.time_to_first_chunk_s, common, context)
-        for gap_s in record.gaps_s:
-            self._time_per_output_chunk.record(gap_s, common, context)
-        if usage is not None:
-            if usage.input_tokens is not None:
-                self._token_usage.record(usage.input_tokens, common | {names.TOKEN_TYPE: "input"}, context)
-            if usage.output_tokens is not None:
-                self._token_usage.record(usage.output_tokens, common | {names.TOKEN_TYPE: "output"}, context)
+        # A fetch made no tokens, and its chunks are those of the call that did.
+        is_fetch = request.operation is not Operation.CHAT
+        for instruments in self._instruments:
+            instruments.duration.record((record.end_ns - record.start_ns) / 1e9, timed, context)
+            if not is_fetch:
+                instruments.record(record, common, context)
+        if is_fetch:
+            return
         self._calls.add(
             1,
             _call_attributes(
