@@ -686,13 +686,13 @@ def test_a_fault_of_ours_is_a_log_line(
     observed: Observed, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If reading the events breaks, the application reads on, and the usage is looked up."""
-    from otel_responses_usage import _sse
+    from otel_responses_usage import _state
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
     caplog.set_level(logging.DEBUG, "otel_responses_usage")
-    monkeypatch.setattr(_sse.EventReader, "_read_whole", broken)
+    monkeypatch.setattr(_state.AnswerState, "_kind_of", broken)
     with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER, pace=0.001)))) as client:
         events = list(client.responses.create(**ASKED, stream=True))
     assert events[-1].type == "response.completed"

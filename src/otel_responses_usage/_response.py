@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -50,14 +51,14 @@ class Response(NamedTuple):
     @classmethod
     def from_json(cls, response: Mapping[str, Any]) -> Response:
         """Read a decoded response object; fields of an unexpected type count as left out."""
-        output = response.get("output")
+        output, details = response.get("output"), response.get("incomplete_details")
         return cls(
-            id=_text(response, "id", longest=None),
-            model=_text(response, "model"),
-            status=_text(response, "status"),
-            service_tier=_text(response, "service_tier"),
+            id=_id(response.get("id")),
+            model=_word(response.get("model")),
+            status=_word(response.get("status")),
+            service_tier=_word(response.get("service_tier")),
             usage=Usage.from_response(response),
-            incomplete_reason=_text(response.get("incomplete_details"), "reason"),
+            incomplete_reason=_word(details.get("reason")) if isinstance(details, dict) else None,
             error_code=error_code(response.get("error")),
             calls_tools=isinstance(output, list)
             and any(isinstance(item, dict) and item.get("type") in _TOOL_CALL_ITEMS for item in output),
@@ -91,6 +92,14 @@ def exportable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _text(fields: object, name: str, longest: int | None = _LONGEST_WORD) -> str | None:
-    value = fields.get(name) if isinstance(fields, dict) else None
-    return exportable(value[:longest]) if isinstance(value, str) and value else None
+def _id(value: object) -> str | None:
+    return exportable(value) if isinstance(value, str) and value else None
+
+
+def _word(value: object) -> str | None:
+    return _shared(value[:_LONGEST_WORD]) if isinstance(value, str) and value else None
+
+
+@functools.lru_cache(maxsize=128)  # open streams hold the same few words; let it be the same objects
+def _shared(word: str) -> str:
+    return exportable(word)

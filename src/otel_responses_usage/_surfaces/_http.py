@@ -26,7 +26,8 @@ from .._request import (
     shown_id,
 )
 from .._response import Response
-from ._retrieve import make_target
+from .._usage import MissingReason
+from ._retrieve import Target, make_target
 from ._tap import tap
 
 _INVOCATION: Final = context.create_key("otel_responses_usage.invocation")
@@ -130,9 +131,22 @@ def _invocation_of(options: Any) -> Invocation | None:
     return invocation if is_its_own else None
 
 
+class _Origin:
+    """Where an answer came from: says where its response can be looked up. Each open stream holds one."""
+
+    __slots__ = ("_http_client", "_request")
+
+    def __init__(self, http_client: Any, request: Any) -> None:
+        self._http_client = http_client
+        self._request = request
+
+    def __call__(self, response_id: str) -> Target | MissingReason:
+        return make_target(self._http_client, self._request, response_id)
+
+
 def _watch(invocation: Invocation, client: Any, response: Any) -> None:
     first = response.history[0] if response.history else response
-    if not invocation.on_answer(functools.partial(make_target, client._client, first.request)):  # noqa: SLF001
+    if not invocation.on_answer(_Origin(client._client, first.request)):  # noqa: SLF001
         return
     if _is_read(response):
         invocation.on_document(response.content)

@@ -41,6 +41,18 @@ def tap(response: Any, invocation: Invocation) -> None:
 class _Tap:
     """What the sync and the async tap share."""
 
+    __slots__ = (
+        "_closed_in_read",
+        "_connection",
+        "_decode",
+        "_held",
+        "_invocation",
+        "_reading",
+        "_source",
+        "_stream",
+        "_tail",
+    )
+
     def __init__(
         self,
         stream: Any,
@@ -106,24 +118,25 @@ class _Tap:
 
 
 class _SyncTap(_Tap):
+    __slots__ = ()
+
     def __iter__(self) -> Iterator[bytes]:
         self._reading = self._read()
         return self._reading  # type: ignore[no-any-return]
 
     def _read(self) -> Iterator[bytes]:
         invocation, is_plain = self._invocation, self._decode is None
-        feed = invocation.on_bytes if is_plain else self._feed_encoded
         passes: Callable[[bytes], bool] = sees_nothing
         try:
             self._source = iter(self._stream)
             for piece in self._source:
                 if not passes(piece):
-                    taken = feed(piece)
+                    taken = invocation.on_bytes(piece) if is_plain else self._feed_encoded(piece)
                     if taken:
                         self._held = piece[taken:]
                         yield piece[:taken]
                         piece, self._held = self._held, b""
-                        feed(piece)
+                        invocation.on_bytes(piece)
                     if is_plain:
                         passes = invocation.passes
                 yield piece
@@ -149,24 +162,25 @@ class _SyncTap(_Tap):
 
 
 class _AsyncTap(_Tap):
+    __slots__ = ()
+
     def __aiter__(self) -> AsyncIterator[bytes]:
         self._reading = self._read()
         return self._reading  # type: ignore[no-any-return]
 
     async def _read(self) -> AsyncGenerator[bytes, None]:
         invocation, is_plain = self._invocation, self._decode is None
-        feed = invocation.on_bytes if is_plain else self._feed_encoded
         passes: Callable[[bytes], bool] = sees_nothing
         try:
             self._source = self._stream.__aiter__()
             async for piece in self._source:
                 if not passes(piece):
-                    taken = feed(piece)
+                    taken = invocation.on_bytes(piece) if is_plain else self._feed_encoded(piece)
                     if taken:
                         self._held = piece[taken:]
                         yield piece[:taken]
                         piece, self._held = self._held, b""
-                        feed(piece)
+                        invocation.on_bytes(piece)
                     if is_plain:
                         passes = invocation.passes
                 yield piece
@@ -202,7 +216,7 @@ _TAPS: Final = {"SyncByteStream": _SyncTap, "AsyncByteStream": _AsyncTap}
 def _tap_class(base: type) -> Callable[..., Any]:
     """Return the tap as a subclass of the HTTP library's own stream class, which that library insists on."""
     tap_class = _TAPS[base.__name__]
-    return type(tap_class.__name__, (tap_class, base), {})
+    return type(tap_class.__name__, (tap_class, base), {"__slots__": ()})
 
 
 def _decoder(response: Any) -> Callable[[bytes], bytes] | None:
