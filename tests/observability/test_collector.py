@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-TEXT = (Path(__file__).parents[1] / "collector-config.yaml").read_text("utf-8")
+TEXT = (Path(__file__).parents[2] / "collector-config.yaml").read_text("utf-8")
 CONFIG: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICE = CONFIG["service"]
 PIPELINES = SERVICE["pipelines"]
@@ -38,7 +38,7 @@ def endpoints(node: object) -> list[str]:
 def test_every_component_is_defined_and_used(kind: str) -> None:
     """What the pipelines name is configured, and what is configured is in a pipeline."""
     used = {name for pipeline in PIPELINES.values() for name in pipeline[kind]}
-    assert used == set(CONFIG[kind])
+    assert used - set(CONFIG["connectors"]) == set(CONFIG[kind])
 
 
 def test_every_extension_is_defined_and_started() -> None:
@@ -48,8 +48,8 @@ def test_every_extension_is_defined_and_started() -> None:
 
 def test_traces_and_metrics_are_taken_over_grpc_and_http() -> None:
     """Both signals of the package have a pipeline that begins at OTLP, at the usual port of each protocol."""
-    assert set(PIPELINES) == {"traces", "metrics"}
-    assert all(pipeline["receivers"] == ["otlp"] for pipeline in PIPELINES.values())
+    begin = {signal for signal, pipeline in PIPELINES.items() if pipeline["receivers"] == ["otlp"]}
+    assert begin == {"traces", "metrics"}
     protocols = CONFIG["receivers"]["otlp"]["protocols"]
     assert {name: by_default(protocol["endpoint"]) for name, protocol in protocols.items()} == {
         "grpc": "localhost:4317",
@@ -59,15 +59,15 @@ def test_traces_and_metrics_are_taken_over_grpc_and_http() -> None:
 
 def test_traces_go_to_jaeger_and_metrics_to_prometheus() -> None:
     """Jaeger gets OTLP, and Prometheus finds a scrape endpoint with exemplars."""
-    assert PIPELINES["traces"]["exporters"] == ["otlp_grpc/jaeger"]
+    assert "otlp_grpc/jaeger" in PIPELINES["traces"]["exporters"]
     assert PIPELINES["metrics"]["exporters"] == ["prometheus"]
     assert CONFIG["exporters"]["prometheus"]["enable_open_metrics"] is True
 
 
-@pytest.mark.parametrize("signal", PIPELINES)
+@pytest.mark.parametrize("signal", ["traces", "metrics"])
 def test_memory_is_limited_before_anything_else(signal: str) -> None:
-    """The memory limiter is the first processor of every pipeline."""
-    assert PIPELINES[signal]["processors"][0] == "memory_limiter"
+    """The memory limiter is the first processor of what is received, and redaction the next."""
+    assert PIPELINES[signal]["processors"][:2] == ["memory_limiter", "redaction"]
 
 
 def test_nothing_is_held_in_memory_between_receiver_and_queue() -> None:
