@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import time
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, Request, build_opener
@@ -51,12 +52,15 @@ def _found() -> dict[str, str]:
 
 def available(name: str) -> str:
     """The program's path; without it the test is skipped, and fails in CI."""
-    if path := _found().get(name):
-        return path
-    how = f"{name} is not there: scripts/get-observability gets it, or says how"
+    if name not in _found():
+        _missing(f"{name} is not there: scripts/get-observability gets it, or says how")
+    return _found()[name]
+
+
+def _missing(what: str) -> NoReturn:
     if os.environ.get("CI"):
-        pytest.fail(how)
-    pytest.skip(how)
+        pytest.fail(what)
+    pytest.skip(what)
 
 
 def run(name: str, *arguments: str | Path, **settings: str) -> str:
@@ -127,6 +131,8 @@ class Program:
         self.log = directory / f"{self.name}.log"
         self.arguments: tuple[str | Path, ...] = arguments
         self.settings = settings
+        # Addresses by name, in place of those that the machine knows.
+        self.hosts: dict[str, tuple[str, ...]] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -155,7 +161,7 @@ class Program:
         self.directory.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603
-                [self.path, *self.arguments],
+                [*self._among_hosts(), self.path, *self.arguments],
                 cwd=self.directory,
                 env={"PATH": os.environ["PATH"], "OTEL_TRACES_SAMPLER": "always_off", **self.settings},
                 stdin=subprocess.DEVNULL,
@@ -182,6 +188,19 @@ class Program:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _among_hosts(self) -> list[str]:
+        """What runs a command with a hosts file of its own, in a mount namespace of its own."""
+        if not self.hosts:
+            return []
+        namespace = ("unshare", "--map-root-user", "--mount")
+        if not shutil.which("unshare") or subprocess.run([*namespace, "true"], check=False).returncode:  # noqa: S603
+            _missing("a mount namespace, for a name with several addresses, cannot be had here")
+        file = self.directory / "hosts"
+        lines = [f"{address} {name}\n" for name, addresses in self.hosts.items() for address in addresses]
+        file.write_text("".join(lines))
+        script = 'mount --bind "$0" /etc/hosts && exec "$@"'
+        return [*namespace, "sh", "-c", script, str(file)]
 
     def _ready(self) -> bool:
         assert self._process
@@ -295,6 +314,10 @@ class Jaeger(Program):
     def spans(self, service: str, limit: int = 1000) -> list[dict[str, Any]]:
         """The spans of all its traces."""
         return [span for trace in self.traces(service, limit) for span in trace["spans"]]
+
+    def ids(self, service: str) -> set[tuple[str, str]]:
+        """Trace and span id of every span of the service."""
+        return {(span["traceID"], span["spanID"]) for span in self.spans(service, limit=50_000)}
 
     def services(self) -> list[str]:
         """The services it knows."""

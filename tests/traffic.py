@@ -34,6 +34,11 @@ PLANS = (
 )
 
 
+def show(figures: str) -> None:
+    """Print figures for the documents, to those who run pytest with `-s`."""
+    print(f"\n{figures}")  # noqa: T201
+
+
 class Books(SpanProcessor):
     """The ids of all spans that have ended."""
 
@@ -56,13 +61,16 @@ class Traffic:
 
     def __init__(self, endpoint: str, service: str = "busy", *, timeout: float = 10) -> None:
         resource = Resource.create({"service.name": service})
+        metrics = OTLPMetricExporter(f"http://{endpoint}", insecure=True, timeout=timeout)
+        self._metering = metering = MeterProvider([PeriodicExportingMetricReader(metrics, 500)], resource)
+        spans = OTLPSpanExporter(
+            f"http://{endpoint}", insecure=True, timeout=timeout, meter_provider=metering
+        )
+        processor = BatchSpanProcessor(spans, schedule_delay_millis=200, meter_provider=metering)
         self._books = Books()
         self._tracing = TracerProvider(resource=resource)
         self._tracing.add_span_processor(self._books)
-        spans = OTLPSpanExporter(f"http://{endpoint}", insecure=True, timeout=timeout)
-        self._tracing.add_span_processor(BatchSpanProcessor(spans, schedule_delay_millis=200))
-        metrics = OTLPMetricExporter(f"http://{endpoint}", insecure=True, timeout=timeout)
-        self._metering = MeterProvider([PeriodicExportingMetricReader(metrics, 500)], resource)
+        self._tracing.add_span_processor(processor)
         plans = cycle(PLANS)
         self._api = ResponsesAPI(lambda _: next(plans)())
         self._server = ScriptedServer(self._api)
@@ -84,6 +92,14 @@ class Traffic:
     def run(self, seconds: float) -> None:
         """Let it go on for a while."""
         self._stop.wait(seconds)
+
+    def burst(self, spans: int, per_second: int = 1000) -> None:
+        """Spans of other libraries, of a kilobyte each."""
+        tracer = self._tracing.get_tracer("busy")
+        for number in range(spans):
+            tracer.start_span("query", attributes={"db.query.text": "select 1 -- " + "x" * 1000}).end()
+            if number % 50 == 0:
+                self._stop.wait(50 / per_second)
 
     def finish(self) -> None:
         """Make no more calls, and export all that was told about those that were made."""
