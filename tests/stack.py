@@ -1,4 +1,4 @@
-"""The whole stack of examples/observability in miniature: the same files, and every minute takes two seconds."""
+"""The stack of examples/observability, run from the same files, in which a minute takes two seconds."""
 
 from __future__ import annotations
 
@@ -109,9 +109,7 @@ class Stack:
         self.directory = directory
         self.notices: list[Notice] = []
         self.jaeger = Jaeger(directory / "jaeger")
-        self.collector = Collector(
-            directory / "collector", JAEGER_OTLP_ENDPOINT=self.jaeger.otlp_endpoint
-        )
+        self.collector = Collector(directory / "collector", JAEGER_OTLP_ENDPOINT=self.jaeger.otlp_endpoint)
         self._told = ScriptedServer(self._be_told)
         self._openai = ScriptedServer(ResponsesAPI(plan))
         self._running = contextlib.ExitStack()
@@ -120,7 +118,9 @@ class Stack:
         with contextlib.ExitStack() as starting:
             for part in (self._told, self._openai, self.jaeger, self.collector):
                 starting.enter_context(part)
-            config = self._copy("alertmanager", {"host.docker.internal:9095": self._told.url.removeprefix("http://")})
+            config = self._copy(
+                "alertmanager", {"host.docker.internal:9095": self._told.url.removeprefix("http://")}
+            )
             self.alertmanager = starting.enter_context(
                 Alertmanager(self.directory / "alertmanager", config / "alertmanager.yml")
             )
@@ -170,7 +170,10 @@ class Stack:
 
         def found() -> Notice | None:
             for notice in list(self.notices):
-                if (notice.alert, notice.status) == (alert, status) and labels.items() <= notice.labels.items():
+                if (notice.alert, notice.status) == (
+                    alert,
+                    status,
+                ) and labels.items() <= notice.labels.items():
                     return notice
             return None
 

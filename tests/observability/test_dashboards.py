@@ -59,7 +59,7 @@ def test_every_query_has_an_answer(at_work: Stack, panel: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("panel", [panel for panel in PANELS if "exemplar" in json.dumps(panel.values[0])])
 def test_an_exemplar_leads_to_its_trace(at_work: Stack, panel: dict[str, Any]) -> None:
-    """A diamond on the panel has the id of a trace that Jaeger shows, under the name that Grafana looks for."""
+    """A diamond on the panel has, under the name that Grafana looks for, the id of a trace in Jaeger."""
     sources = yaml.safe_load((GRAFANA / "provisioning/datasources/datasources.yaml").read_text("utf-8"))
     [destination] = next(
         source["jsonData"]["exemplarTraceIdDestinations"]
@@ -82,7 +82,9 @@ def test_an_exemplar_leads_to_its_trace(at_work: Stack, panel: dict[str, Any]) -
 def test_the_variables_have_values(at_work: Stack, dashboard: dict[str, Any]) -> None:
     """Services and models to choose from are those that made calls."""
     [services, models] = [
-        variable["query"]["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"
+        variable["query"]["query"]
+        for variable in dashboard["templating"]["list"]
+        if variable["type"] == "query"
     ]
     assert (services, models) == (
         "label_values(openai_responses_calls_total, job)",
