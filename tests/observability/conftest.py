@@ -1,0 +1,20 @@
+"""One stack for all tests that look at it, with a service in it that makes calls of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from stack import Stack
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Every program running, and the service `cafe` at work."""
+    calls = ("whole", "whole", "whole", "closed", "cut", "truncated", "lost", "lost", "abandoned", "refused")
+    with (
+        Stack(tmp_path_factory.mktemp("stack")) as stack,
+        stack.service("cafe", *calls, rounds=100_000),
+    ):
+        yield stack

@@ -1,0 +1,129 @@
+"""Recording rules and alerts, checked by promtool and held against the code whose metrics they read."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from otel_responses_usage import Config, Outcome, UsageSource, _semconv
+from programs import run
+from stack import EXAMPLE, RULES, hasten
+
+
+def rules(path: Path) -> list[dict[str, Any]]:
+    """The rules of a file, in order."""
+    groups = yaml.safe_load(path.read_text("utf-8"))["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+RECORDED = [rule for name in ("recordings", "prices", "budgets") for rule in rules(RULES / f"{name}.yml")]
+ALERTS = rules(RULES / "alerts.yml")
+TESTS = sorted((RULES / "tests").glob("*_test.yml"))
+EXPRESSIONS = [rule["expr"] for rule in (*RECORDED, *ALERTS)]
+
+# Of names, as Prometheus makes them of ours, and what it adds by kind and unit.
+METRICS = {
+    _semconv.METRIC_TOKEN_USAGE: "_sum",
+    _semconv.METRIC_OPERATION_DURATION: "_seconds_count",
+    _semconv.METRIC_TIME_TO_FIRST_CHUNK: "_seconds_bucket",
+    _semconv.METRIC_RETRIEVAL_DURATION: "_seconds_count",
+    _semconv.METRIC_CALLS: "_total",
+    _semconv.METRIC_PENDING: "",
+    _semconv.METRIC_OPEN_CIRCUITS: "",
+}
+# What the Collector makes of spans: see the connector in collector-config.yaml.
+OF_SPANS = {"openai_responses_spans_input_tokens_total", "openai_responses_spans_cached_input_tokens_total"}
+
+
+def test_the_configuration_is_valid() -> None:
+    """Prometheus takes its configuration, with every file of rules that it names."""
+    assert "prometheus.yml is valid" in run("promtool", "check", "config", RULES / "prometheus.yml")
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_the_rules_pass_their_tests(path: Path) -> None:
+    """What the rules promise of counters and alerts holds on made-up series."""
+    assert "SUCCESS" in run("promtool", "test", "rules", path)
+
+
+@pytest.mark.parametrize("alert", [rule["alert"] for rule in ALERTS])
+def test_every_alert_is_seen_silent_firing_and_cleared(alert: str) -> None:
+    """In one of promtool's tests the alert is silent at first, then fires, and then is gone."""
+    lives = []
+    for path in TESTS:
+        for case in yaml.safe_load(path.read_text("utf-8"))["tests"]:
+            seen = [one for one in case.get("alert_rule_test", ()) if one["alertname"] == alert]
+            lives.append([bool(one["exp_alerts"]) for one in seen])  # promtool needs them in no order
+    assert [False, True, False] in lives
+
+
+def test_every_recording_is_used() -> None:
+    """What is recorded is read by an alert, a dashboard or another recording."""
+    dashboards = "".join(path.read_text("utf-8") for path in (EXAMPLE / "grafana").rglob("*.json"))
+    read = "\n".join((*EXPRESSIONS, dashboards))
+    assert {rule["record"] for rule in RECORDED if not re.search(rf"{rule['record']}\b", read)} == set()
+
+
+def test_the_rules_read_metrics_that_exist() -> None:
+    """A metric of ours has in the rules the name that Prometheus gives it."""
+    read = "\n".join(EXPRESSIONS)
+    recorded = {rule["record"] for rule in RECORDED}
+    selected = set(re.findall(r"(?<![\w:])(?:gen_ai|openai_responses)_\w+(?=[\[{)\s])", read))
+    labels = {
+        name.replace(".", "_")
+        for constant, name in vars(_semconv).items()
+        if isinstance(name, str) and not constant.startswith("METRIC_")
+    }
+    known = {name.replace(".", "_") + suffix for name, suffix in METRICS.items()}
+    assert selected - labels - recorded == known | OF_SPANS
+
+
+@pytest.mark.parametrize(
+    ("label", "values"),
+    [("openai_responses_stream_outcome", Outcome), ("openai_responses_retrieval_result", UsageSource)],
+)
+def test_the_rules_name_values_that_exist(label: str, values: type[Enum]) -> None:
+    """Outcomes and sources that the rules select are those of the code."""
+    named = re.findall(rf'{label}[=!]~?"([^"]+)"', "\n".join(EXPRESSIONS))
+    assert named
+    assert {value for some in named for value in some.split("|")} <= {member.value for member in values}
+
+
+def test_look_ups_fail_by_anything_but_a_source() -> None:
+    """To the alert, every source of usage is a success."""
+    [expression] = [rule["expr"] for rule in ALERTS if rule["alert"] == "OpenAIRetrievalFailing"]
+    [successes] = re.findall(r'openai_responses_retrieval_result!~"([^"]+)"', expression)
+    assert set(successes.split("|")) == {source.value for source in UsageSource}
+
+
+def test_pending_calls_alert_at_half_of_what_a_process_holds() -> None:
+    """The limit of the alert is half of the default setting."""
+    [expression] = [rule["expr"] for rule in ALERTS if rule["alert"] == "OpenAIUsagePending"]
+    assert expression.endswith(f"> {Config().max_pending // 2}")
+
+
+def test_minutes_are_as_long_as_the_rules_think() -> None:
+    """Increments are recorded once a minute, and there is a scrape in every minute."""
+    groups = yaml.safe_load((RULES / "recordings.yml").read_text("utf-8"))["groups"]
+    assert {group["interval"] for group in groups} == {"1m"}
+    jobs = yaml.safe_load((RULES / "prometheus.yml").read_text("utf-8"))["global"]
+    assert jobs["scrape_interval"] == "15s"
+
+
+def test_the_readme_explains_every_alert() -> None:
+    """The table of alerts has each with its severity, and no other."""
+    readme = (EXAMPLE / "README.md").read_text("utf-8")
+    told = re.findall(r"^\| `(OpenAI\w+)` \| (\w+) \|", readme, re.MULTILINE)
+    assert told == [(rule["alert"], rule["labels"]["severity"]) for rule in ALERTS]
+
+
+def test_hastened_rules_are_the_same_rules() -> None:
+    """What the tests shorten in a rule are durations, and nothing else."""
+    assert hasten("increase1m[1m] offset 70s > 100e3 for 1d per30d") == (
+        "increase1m[2000ms] offset 2333ms > 100e3 for 2880000ms per30d"
+    )
