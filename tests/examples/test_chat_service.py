@@ -1,0 +1,425 @@
+"""The chat service, used as a person uses it: in a browser, with a hand on the Stop button.
+
+The service runs under `opentelemetry-instrument` in a process of its own. The model behind it is a server
+that knows what each answer came to, and what the service exports goes to a receiver: the tests compare the
+two, and what the page shows with both.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from embedded.answer import FAILED, OUT_OF_TOKENS, Answer, usage
+from embedded.http_server import Cut, Exchange, Hold, Reply, ScriptedServer, SeenRequest
+from embedded.otlp_receiver import OtlpReceiver, ReceivedSpan
+from embedded.responses_api import Plan, ResponsesAPI, error
+from observed import eventually, usage_attributes
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "chat_service"
+SERVICE = EXAMPLE / "service.py"
+KEY = "sk-canary-key-7d10"
+
+CHROMIUM = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def plan(request: SeenRequest) -> Plan | Reply:
+    """What the model does about each of the questions that are asked here."""
+    words = ("One ", "two ", "three ", "four.")
+    match request.json["input"]:
+        case "Hello?":
+            return Plan(Answer(usage=usage(23, 1187, reasoning=128)), pace=0.01)
+        case "And then?":
+            return Plan(Answer(usage=usage(1301, 64, cached=1024)))
+        case "Talk.":
+            return Plan(Answer(words, usage(40, 913)), cut_after=7, end=Hold())
+        case "Think.":
+            return Plan(Answer(usage=None), before=(Hold(),))
+        case "Be brief.":
+            return Plan(Answer(words, usage(9, 16), ending=OUT_OF_TOKENS))
+        case "Forget me.":
+            return Plan(fate="lost")
+        case "Fail.":
+            return Plan(Answer(words, usage(11, 5), ending=FAILED))
+        case "Break.":
+            return Plan(Answer(words, usage(12, 77)), cut_after=7, end=Cut())
+        case "Trail off.":
+            return Plan(Answer(words, usage(13, 78)), cut_after=7)
+    return error(401, f"Incorrect API key provided: {KEY}.", code="invalid_api_key")
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A running service between the model's server and the receiver of its telemetry."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    api: ResponsesAPI
+    server: ScriptedServer
+    receiver: OtlpReceiver
+
+    @property
+    def asked(self) -> list[Exchange]:
+        """The answers asked for at the model's server, the newest last."""
+        return [exchange for exchange in self.server.exchanges if exchange.request.method == "POST"]
+
+    @property
+    def billed(self) -> dict[str, Any]:
+        """The newest response, as the server knows it."""
+        return list(self.api.stored.values())[-1]
+
+    def span(self, **wanted: str) -> ReceivedSpan:
+        """The span of the newest response, or the newest with other attributes, once it has arrived."""
+        wanted = wanted or {"gen_ai.response.id": self.billed["id"]}
+
+        def found() -> ReceivedSpan | None:
+            spans = [span for span in self.receiver.spans if span.attributes.items() >= wanted.items()]
+            return spans[-1] if spans else None
+
+        span: ReceivedSpan = eventually(found, f"span with {wanted}")
+        return span
+
+    def counted(self) -> Counter[str]:
+        """The sums of the token histogram as it last arrived."""
+        metric = self.receiver.metrics.get("gen_ai.client.token.usage")
+        sums: Counter[str] = Counter()
+        for point in metric.points if metric else ():
+            sums[point.attributes["gen_ai.token.type"]] += int(point.sum or 0)
+        return sums
+
+
+@contextmanager
+def running(log: Path, **settings: str) -> Iterator[Chat]:
+    """The service, from the moment it listens; what it says goes to the log."""
+    api = ResponsesAPI(plan)
+    with ScriptedServer(api) as server, OtlpReceiver() as receiver, log.open("wb") as said:
+        launcher = Path(sys.executable).with_name("opentelemetry-instrument")
+        process = subprocess.Popen(  # noqa: S603 - the project's own file
+            [launcher, sys.executable, SERVICE],
+            env={
+                "PATH": os.environ["PATH"],
+                "PORT": "0",
+                "OPENAI_API_KEY": KEY,
+                "OPENAI_BASE_URL": f"{server.url}/v1",
+                "OTEL_SERVICE_NAME": "chat",
+                "OTEL_TRACES_EXPORTER": "otlp",
+                "OTEL_METRICS_EXPORTER": "otlp",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint,
+                **settings,
+            },
+            stdout=said,
+            stderr=said,
+        )
+        try:
+            yield Chat(listening(log, process), process, api, server, receiver)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def listening(log: Path, process: subprocess.Popen[bytes]) -> str:
+    """Where the service says that it listens."""
+
+    def found() -> re.Match[str] | None:
+        assert process.poll() is None, log.read_text("utf-8")
+        return re.search(r"running on (http://\S+)", log.read_text("utf-8"))
+
+    told: re.Match[str] = eventually(found, "listening", 60)
+    return told[1]
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
+    """The service; when it has stopped, it has said nothing of an exception."""
+    log = tmp_path_factory.mktemp("chat") / "log.txt"
+    with running(log, OTEL_BSP_SCHEDULE_DELAY="100", OTEL_METRIC_EXPORT_INTERVAL="200") as chat:
+        yield chat
+    said = log.read_text("utf-8")
+    assert chat.process.returncode == 0, said
+    assert "Traceback" not in said
+    assert KEY not in said
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, from the PATH or where $CHROMIUM says."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        how = "needs Chromium: put it on the PATH (Debian: apt-get install chromium) or name it in $CHROMIUM"
+        pytest.fail(how) if os.environ.get("CI") else pytest.skip(how)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, chat: Chat) -> Iterator[Page]:
+    """The page in a tab of its own, which asks nobody but its service and has no error."""
+    with browser.new_context() as context:
+        tab = context.new_page()
+        asked: list[str] = []
+        errors: list[str] = []
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.goto(chat.url)
+        yield tab
+        assert errors == []
+        assert [url for url in asked if not url.startswith((f"{chat.url}/", "data:"))] == []
+
+
+def ask(page: Page, question: str) -> Locator:
+    """Ask and return the answer as it stands on the page, now and later."""
+    before = page.get_by_role("listitem").count()
+    page.get_by_label("Your question").fill(question)
+    page.get_by_role("button", name="Send").click()
+    return page.get_by_role("listitem").nth(before + 1)
+
+
+def left(exchange: Exchange) -> float:
+    """When the service closed its connection for this answer."""
+    at: float = eventually(lambda: exchange.client_left_at, "closed upstream", 5)
+    return at
+
+
+def test_finished_answers_show_what_is_billed(chat: Chat, page: Page) -> None:
+    """The page shows the tokens of each finished answer, and spans with the same numbers arrive."""
+    expect(ask(page, "Hello?")).to_contain_text("Hello, world!23 tokens in, 1,187 out, 128 of them reasoning")
+    first, span = chat.billed, chat.span()
+    assert span.attributes["openai_responses.stream.outcome"] == "completed"
+    assert span.attributes["openai_responses.usage.source"] == "stream"
+    assert span.attributes.items() >= usage_attributes(first["usage"]).items()
+
+    expect(ask(page, "And then?")).to_contain_text("1,301 tokens in, 64 out")
+    assert chat.asked[-1].request.json["previous_response_id"] == first["id"]
+    assert chat.span().attributes.items() >= usage_attributes(chat.billed["usage"]).items()
+
+
+def test_stop_ends_the_answer_and_its_tokens_are_known(chat: Chat, page: Page) -> None:
+    """A stopped answer stays, marked, its stream is closed at once, and what it came to is looked up."""
+    expect(ask(page, "Hello?")).to_contain_text("1,187 out")
+    finished = chat.billed["id"]
+    answer = ask(page, "Talk.")
+    expect(answer).to_contain_text("One two three")
+
+    stopped_at = time.time()
+    page.get_by_role("button", name="Stop").click()
+    expect(answer).to_contain_text("One two three Stopped.")
+    assert left(chat.asked[-1]) - stopped_at < 2
+    span = chat.span()
+    assert span.attributes["openai_responses.stream.outcome"] == "cancelled"
+    assert span.attributes["openai_responses.usage.source"] == "retrieval"
+    assert span.attributes.items() >= usage_attributes(usage(40, 913)).items()
+
+    expect(ask(page, "And then?")).to_contain_text("64 out")
+    assert chat.asked[-1].request.json["previous_response_id"] == finished
+
+
+def test_stop_before_the_first_word_ends_the_call(chat: Chat, page: Page) -> None:
+    """An answer can be stopped before it begins; its call is closed at once and says why it has no tokens."""
+    answer = ask(page, "Think.")
+    eventually(lambda: chat.asked and chat.asked[-1].request.json["input"] == "Think.", "asked")
+    stopped_at = time.time()
+    page.get_by_role("button", name="Stop").click()
+    expect(answer).to_contain_text("Stopped.")
+    assert left(chat.asked[-1]) - stopped_at < 2
+    span = chat.span(**{"openai_responses.usage.missing_reason": "no_response_id"})
+    assert span.attributes["error.type"] == "CancelledError"
+
+
+def test_a_closed_tab_ends_the_answer_and_its_tokens_are_known(chat: Chat, page: Page) -> None:
+    """When a tab is closed in mid-answer, the stream is closed at once, and what it came to is looked up."""
+    expect(ask(page, "Talk.")).to_contain_text("One two three")
+    closed_at = time.time()
+    page.close()
+    assert left(chat.asked[-1]) - closed_at < 2
+    span = chat.span()
+    assert span.attributes["openai_responses.stream.outcome"] == "cancelled"
+    assert span.attributes["openai_responses.usage.source"] == "retrieval"
+    assert span.attributes.items() >= usage_attributes(usage(40, 913)).items()
+
+
+def test_an_answer_cut_short_says_so(chat: Chat, page: Page) -> None:
+    """The page says why an answer is incomplete, and shows its tokens."""
+    expect(ask(page, "Be brief.")).to_contain_text("Cut short by the token limit. 9 tokens in, 16 out")
+    assert chat.span().attributes["openai_responses.stream.outcome"] == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("question", "shown", "outcome"),
+    [
+        ("Fail.", "One two three four.Something went wrong on our side.", "failed"),
+        ("Break.", "One two three The connection to the model failed.", "cut"),
+        ("Trail off.", "One two three The answer broke off.", "truncated"),
+        ("Be refused.", "Something went wrong on our side.", "error"),
+    ],
+)
+def test_trouble_is_told_kindly(chat: Chat, page: Page, question: str, shown: str, outcome: str) -> None:
+    """What goes wrong is said in plain words beside what has been written, and can be tried again."""
+    answer = ask(page, question)
+    expect(answer).to_contain_text(shown)
+    assert KEY not in page.content()
+    asked = len(chat.asked)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("listitem")).to_have_count(2)
+    expect(answer).to_contain_text(shown)
+    assert [exchange.request.json["input"] for exchange in chat.asked[asked:]] == [question]
+
+    span = chat.span(**{"openai_responses.stream.outcome": outcome})
+    if outcome != "error":
+        assert span.attributes.items() >= usage_attributes(chat.billed["usage"]).items()
+
+
+def test_a_conversation_that_is_gone_can_be_begun_anew(chat: Chat, page: Page) -> None:
+    """If the API has forgotten what a question goes on from, the page offers to ask it anew."""
+    expect(ask(page, "Forget me.")).to_contain_text("tokens in")
+    expect(ask(page, "And then?")).to_contain_text("cannot be continued any more")
+    page.get_by_role("button", name="Ask in a new conversation").click()
+    expect(page.get_by_role("listitem")).to_have_count(2)
+    expect(page.get_by_role("listitem").last).to_contain_text("64 out")
+    assert chat.asked[-1].request.json["previous_response_id"] is None
+
+
+def test_a_new_conversation_leaves_the_old_one_behind(chat: Chat, page: Page) -> None:
+    """A new conversation, also one begun in mid-answer, has an empty page and goes on from nothing."""
+    expect(ask(page, "Hello?")).to_contain_text("1,187 out")
+    expect(ask(page, "Talk.")).to_contain_text("One two three")
+    page.get_by_role("button", name="New conversation").click()
+    left(chat.asked[-1])
+    expect(page.get_by_role("listitem")).to_have_count(0)
+    page.get_by_role("button", name="Draw a crew of five.").click()
+    expect(page.get_by_role("listitem")).to_have_count(2)
+    eventually(lambda: chat.asked[-1].request.json["input"] == "Draw a crew of five.", "asked")
+    assert chat.asked[-1].request.json["previous_response_id"] is None
+
+
+def test_the_keyboard_and_a_screen_reader_are_enough(page: Page) -> None:
+    """Enter asks, Escape stops, the focus stays, and whole answers and their ends are announced."""
+    field, status = page.get_by_label("Your question"), page.get_by_role("status")
+    expect(field).to_be_focused()
+    page.keyboard.type("Hello?")
+    page.keyboard.press("Enter")
+    expect(status).to_have_text("Hello, world! 23 tokens in, 1,187 out, 128 of them reasoning")
+    expect(field).to_be_focused()
+
+    page.keyboard.type("Talk.")
+    page.keyboard.press("Enter")
+    expect(status).to_have_text("Answering")
+    expect(page.get_by_role("listitem").last).to_have_attribute("aria-busy", "true")
+    expect(page.get_by_role("listitem").last).to_contain_text("One two three")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Stop")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(status).to_have_text("One two three Stopped. What you ask next goes on without it.")
+    expect(field).to_be_focused()
+    expect(page.locator("[aria-busy]")).to_have_count(0)
+    assert page.get_by_role("heading", level=2).all_text_contents() == ["You asked", "Answer"] * 2
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
+    """On a phone as on a desk, with long words, all is within the window and the question is in sight."""
+    page.set_viewport_size({"width": width, "height": 480})
+    for question in ("Hello?", "And then?", "Fail.", "Be brief." + "!" * 400):
+        ask(page, question)
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
+    assert page.evaluate("[...document.querySelectorAll('*')].every(e => e.scrollWidth <= innerWidth)")
+    expect(page.get_by_label("Your question")).to_be_in_viewport(ratio=1)
+    expect(page.get_by_role("listitem").last).to_be_in_viewport()
+
+
+def test_the_histogram_has_the_tokens_of_every_answer(chat: Chat, page: Page) -> None:
+    """The token metric adds up to what the server has billed for all the answers, finished or not."""
+    expect(ask(page, "Hello?")).to_contain_text("1,187 out")
+    expect(ask(page, "Talk.")).to_contain_text("One two three")
+    page.get_by_role("button", name="Stop").click()
+    bills = [response["usage"] for response in chat.api.stored.values() if response["usage"]]
+    billed = Counter({kind: sum(bill[f"{kind}_tokens"] for bill in bills) for kind in ("input", "output")})
+    eventually(lambda: chat.counted() == billed, f"{billed} counted")
+
+
+def test_a_call_belongs_to_the_request_that_made_it(chat: Chat, page: Page) -> None:
+    """Where FastAPI has a span for each request, the span of a call is its child, also of a stopped one."""
+    pytest.importorskip("fastapi.telemetry", reason="this FastAPI has no spans of its own")
+    expect(ask(page, "Talk.")).to_contain_text("One two three")
+    page.get_by_role("button", name="Stop").click()
+    span = chat.span()
+    parents = eventually(
+        lambda: [parent for parent in chat.receiver.spans if parent.span_id == span.parent_id], "parent"
+    )
+    assert [(parent.kind, parent.name) for parent in parents] == [("SERVER", "POST /answers")]
+
+
+def test_a_service_that_is_stopped_loses_no_tokens(tmp_path: Path) -> None:
+    """On SIGTERM the service exits in good order, and the tokens of an answer under way have arrived."""
+    with running(tmp_path / "log.txt") as chat, httpx.Client(trust_env=False) as client:
+        with client.stream("POST", f"{chat.url}/answers", json={"text": "Talk."}) as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "event: text"
+            chat.process.terminate()
+            assert chat.process.wait(20) == 0
+        span = chat.span()
+        assert span.attributes["openai_responses.stream.outcome"] == "cancelled"
+        assert span.attributes.items() >= usage_attributes(usage(40, 913)).items()
+        assert chat.counted() == {"input": 40, "output": 913}
+
+
+def test_one_command_shows_page_and_telemetry(tmp_path: Path) -> None:
+    """Without a key and a Collector the script serves page and answers, and at Ctrl-C prints what arrived."""
+    log = tmp_path / "log.txt"
+    names = ("OTEL_", "OPENAI_", "COLUMNS")
+    with log.open("wb") as said, httpx.Client(trust_env=False) as client:
+        process = subprocess.Popen(  # noqa: S603 - the project's own file
+            [EXAMPLE / "run"],
+            env={name: value for name, value in os.environ.items() if not name.startswith(names)}
+            | {"PORT": "0", "COLUMNS": "120"},
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+        try:
+            url = listening(log, process)
+            assert "<title>Chat</title>" in client.get(url).text
+            answer = client.post(f"{url}/answers", json={"text": "Draw a crew of five."}).text
+            with client.stream("POST", f"{url}/answers", json={"text": "Tell me a long story."}) as stream:
+                lines = stream.iter_lines()
+                assert next(lines) == "event: text"
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(30)
+    said_text = log.read_text("utf-8")
+    assert process.returncode == 0, said_text
+    assert '"output_tokens": 187' in answer
+    assert re.search(r"completed +14 +23 +187 +0 +128 +stream", said_text)
+    assert re.search(r"cancelled +\d+ +36 +196 +0 +0 +retrieval", said_text)
+
+
+def test_the_service_has_no_line_of_telemetry() -> None:
+    """Neither the service nor its page mentions telemetry."""
+    for name in ("service.py", "page.html"):
+        assert not re.search("otel|telemetry|tracer", (EXAMPLE / name).read_text("utf-8"), re.IGNORECASE)
