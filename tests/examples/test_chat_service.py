@@ -7,6 +7,7 @@ two, and what the page shows with both.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -30,10 +31,13 @@ from embedded.http_server import Cut, Exchange, Hold, Reply, ScriptedServer, See
 from embedded.otlp_receiver import OtlpReceiver, ReceivedSpan
 from embedded.responses_api import Plan, ResponsesAPI, error
 from observed import eventually, usage_attributes
+from programs import Collector, Jaeger, Prometheus
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "chat_service"
 SERVICE = EXAMPLE / "service.py"
 KEY = "sk-canary-key-7d10"
+# Exports without the usual delay.
+SOON = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_METRIC_EXPORT_INTERVAL": "200"}
 
 CHROMIUM = (
     "--no-sandbox",
@@ -74,13 +78,12 @@ def plan(request: SeenRequest) -> Plan | Reply:
 
 @dataclass(frozen=True)
 class Chat:
-    """A running service between the model's server and the receiver of its telemetry."""
+    """A running service, and the model's server behind it."""
 
     url: str
     process: subprocess.Popen[bytes]
     api: ResponsesAPI
     server: ScriptedServer
-    receiver: OtlpReceiver
 
     @property
     def asked(self) -> list[Exchange]:
@@ -88,13 +91,28 @@ class Chat:
         return [exchange for exchange in self.server.exchanges if exchange.request.method == "POST"]
 
     @property
-    def billed(self) -> dict[str, Any]:
+    def newest(self) -> dict[str, Any]:
         """The newest response, as the server knows it."""
         return list(self.api.stored.values())[-1]
 
-    def span(self, **wanted: str) -> ReceivedSpan:
-        """The span of the newest response, or the newest with other attributes, once it has arrived."""
-        wanted = wanted or {"gen_ai.response.id": self.billed["id"]}
+    def billed(self) -> Counter[str]:
+        """The tokens of all responses."""
+        bills = [response["usage"] for response in self.api.stored.values() if response["usage"]]
+        return Counter({kind: sum(bill[f"{kind}_tokens"] for bill in bills) for kind in ("input", "output")})
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """What has arrived of it over OTLP."""
+
+    receiver: OtlpReceiver
+
+    def span_of(self, response: dict[str, Any]) -> ReceivedSpan:
+        """The span of a response, once it has arrived."""
+        return self.span({"gen_ai.response.id": response["id"]})
+
+    def span(self, wanted: dict[str, str]) -> ReceivedSpan:
+        """The newest span with these attributes, once there is one."""
 
         def found() -> ReceivedSpan | None:
             spans = [span for span in self.receiver.spans if span.attributes.items() >= wanted.items()]
@@ -113,10 +131,10 @@ class Chat:
 
 
 @contextmanager
-def running(log: Path, **settings: str) -> Iterator[Chat]:
-    """The service, from the moment it listens; what it says goes to the log."""
+def running(log: Path, endpoint: str, **settings: str) -> Iterator[Chat]:
+    """The service, exporting to the endpoint, from the moment it listens; what it says goes to the log."""
     api = ResponsesAPI(plan)
-    with ScriptedServer(api) as server, OtlpReceiver() as receiver, log.open("wb") as said:
+    with ScriptedServer(api) as server, log.open("wb") as said:
         launcher = Path(sys.executable).with_name("opentelemetry-instrument")
         process = subprocess.Popen(  # noqa: S603 - the project's own file
             [launcher, sys.executable, SERVICE],
@@ -128,14 +146,14 @@ def running(log: Path, **settings: str) -> Iterator[Chat]:
                 "OTEL_SERVICE_NAME": "chat",
                 "OTEL_TRACES_EXPORTER": "otlp",
                 "OTEL_METRICS_EXPORTER": "otlp",
-                "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint,
+                "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
                 **settings,
             },
             stdout=said,
             stderr=said,
         )
         try:
-            yield Chat(listening(log, process), process, api, server, receiver)
+            yield Chat(listening(log, process), process, api, server)
         finally:
             process.terminate()
             process.wait(30)
@@ -153,10 +171,17 @@ def listening(log: Path, process: subprocess.Popen[bytes]) -> str:
 
 
 @pytest.fixture(scope="module")
-def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
+def telemetry() -> Iterator[Telemetry]:
+    """The receiver of the service's telemetry."""
+    with OtlpReceiver() as receiver:
+        yield Telemetry(receiver)
+
+
+@pytest.fixture(scope="module")
+def chat(telemetry: Telemetry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
     """The service; when it has stopped, it has said nothing of an exception."""
     log = tmp_path_factory.mktemp("chat") / "log.txt"
-    with running(log, OTEL_BSP_SCHEDULE_DELAY="100", OTEL_METRIC_EXPORT_INTERVAL="200") as chat:
+    with running(log, telemetry.receiver.grpc_endpoint, **SOON) as chat:
         yield chat
     said = log.read_text("utf-8")
     assert chat.process.returncode == 0, said
@@ -178,19 +203,26 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def page(browser: Browser, chat: Chat) -> Iterator[Page]:
+@contextmanager
+def tab(browser: Browser, url: str) -> Iterator[Page]:
     """The page in a tab of its own, which asks nobody but its service and has no error."""
     with browser.new_context() as context:
-        tab = context.new_page()
+        page = context.new_page()
         asked: list[str] = []
         errors: list[str] = []
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        tab.goto(chat.url)
-        yield tab
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(url)
+        yield page
         assert errors == []
-        assert [url for url in asked if not url.startswith((f"{chat.url}/", "data:"))] == []
+        assert [where for where in asked if not where.startswith((f"{url}/", "data:"))] == []
+
+
+@pytest.fixture
+def page(browser: Browser, chat: Chat) -> Iterator[Page]:
+    """The page, with an empty conversation."""
+    with tab(browser, chat.url) as page:
+        yield page
 
 
 def ask(page: Page, question: str) -> Locator:
@@ -207,23 +239,23 @@ def left(exchange: Exchange) -> float:
     return at
 
 
-def test_finished_answers_show_what_is_billed(chat: Chat, page: Page) -> None:
+def test_finished_answers_show_what_is_billed(chat: Chat, telemetry: Telemetry, page: Page) -> None:
     """The page shows the tokens of each finished answer, and spans with the same numbers arrive."""
     expect(ask(page, "Hello?")).to_contain_text("Hello, world!23 tokens in, 1,187 out, 128 of them reasoning")
-    first, span = chat.billed, chat.span()
+    first, span = chat.newest, telemetry.span_of(chat.newest)
     assert span.attributes["openai_responses.stream.outcome"] == "completed"
     assert span.attributes["openai_responses.usage.source"] == "stream"
     assert span.attributes.items() >= usage_attributes(first["usage"]).items()
 
     expect(ask(page, "And then?")).to_contain_text("1,301 tokens in, 64 out")
     assert chat.asked[-1].request.json["previous_response_id"] == first["id"]
-    assert chat.span().attributes.items() >= usage_attributes(chat.billed["usage"]).items()
+    assert telemetry.span_of(chat.newest).attributes.items() >= usage_attributes(chat.newest["usage"]).items()
 
 
-def test_stop_ends_the_answer_and_its_tokens_are_known(chat: Chat, page: Page) -> None:
+def test_stop_ends_the_answer_and_its_tokens_are_known(chat: Chat, telemetry: Telemetry, page: Page) -> None:
     """A stopped answer stays, marked, its stream is closed at once, and what it came to is looked up."""
     expect(ask(page, "Hello?")).to_contain_text("1,187 out")
-    finished = chat.billed["id"]
+    finished = chat.newest["id"]
     answer = ask(page, "Talk.")
     expect(answer).to_contain_text("One two three")
 
@@ -231,7 +263,7 @@ def test_stop_ends_the_answer_and_its_tokens_are_known(chat: Chat, page: Page) -
     page.get_by_role("button", name="Stop").click()
     expect(answer).to_contain_text("One two three Stopped.")
     assert left(chat.asked[-1]) - stopped_at < 2
-    span = chat.span()
+    span = telemetry.span_of(chat.newest)
     assert span.attributes["openai_responses.stream.outcome"] == "cancelled"
     assert span.attributes["openai_responses.usage.source"] == "retrieval"
     assert span.attributes.items() >= usage_attributes(usage(40, 913)).items()
@@ -240,7 +272,7 @@ def test_stop_ends_the_answer_and_its_tokens_are_known(chat: Chat, page: Page) -
     assert chat.asked[-1].request.json["previous_response_id"] == finished
 
 
-def test_stop_before_the_first_word_ends_the_call(chat: Chat, page: Page) -> None:
+def test_stop_before_the_first_word_ends_the_call(chat: Chat, telemetry: Telemetry, page: Page) -> None:
     """An answer can be stopped before it begins; its call is closed at once and says why it has no tokens."""
     answer = ask(page, "Think.")
     eventually(lambda: chat.asked and chat.asked[-1].request.json["input"] == "Think.", "asked")
@@ -248,26 +280,28 @@ def test_stop_before_the_first_word_ends_the_call(chat: Chat, page: Page) -> Non
     page.get_by_role("button", name="Stop").click()
     expect(answer).to_contain_text("Stopped.")
     assert left(chat.asked[-1]) - stopped_at < 2
-    span = chat.span(**{"openai_responses.usage.missing_reason": "no_response_id"})
+    span = telemetry.span({"openai_responses.usage.missing_reason": "no_response_id"})
     assert span.attributes["error.type"] == "CancelledError"
 
 
-def test_a_closed_tab_ends_the_answer_and_its_tokens_are_known(chat: Chat, page: Page) -> None:
+def test_a_closed_tab_ends_the_answer_and_its_tokens_are_known(
+    chat: Chat, telemetry: Telemetry, page: Page
+) -> None:
     """When a tab is closed in mid-answer, the stream is closed at once, and what it came to is looked up."""
     expect(ask(page, "Talk.")).to_contain_text("One two three")
     closed_at = time.time()
     page.close()
     assert left(chat.asked[-1]) - closed_at < 2
-    span = chat.span()
+    span = telemetry.span_of(chat.newest)
     assert span.attributes["openai_responses.stream.outcome"] == "cancelled"
     assert span.attributes["openai_responses.usage.source"] == "retrieval"
     assert span.attributes.items() >= usage_attributes(usage(40, 913)).items()
 
 
-def test_an_answer_cut_short_says_so(chat: Chat, page: Page) -> None:
+def test_an_answer_cut_short_says_so(chat: Chat, telemetry: Telemetry, page: Page) -> None:
     """The page says why an answer is incomplete, and shows its tokens."""
     expect(ask(page, "Be brief.")).to_contain_text("Cut short by the token limit. 9 tokens in, 16 out")
-    assert chat.span().attributes["openai_responses.stream.outcome"] == "incomplete"
+    assert telemetry.span_of(chat.newest).attributes["openai_responses.stream.outcome"] == "incomplete"
 
 
 @pytest.mark.parametrize(
@@ -279,7 +313,9 @@ def test_an_answer_cut_short_says_so(chat: Chat, page: Page) -> None:
         ("Be refused.", "Something went wrong on our side.", "error"),
     ],
 )
-def test_trouble_is_told_kindly(chat: Chat, page: Page, question: str, shown: str, outcome: str) -> None:
+def test_trouble_is_told_kindly(
+    chat: Chat, telemetry: Telemetry, page: Page, question: str, shown: str, outcome: str
+) -> None:
     """What goes wrong is said in plain words beside what has been written, and can be tried again."""
     answer = ask(page, question)
     expect(answer).to_contain_text(shown)
@@ -290,9 +326,18 @@ def test_trouble_is_told_kindly(chat: Chat, page: Page, question: str, shown: st
     expect(answer).to_contain_text(shown)
     assert [exchange.request.json["input"] for exchange in chat.asked[asked:]] == [question]
 
-    span = chat.span(**{"openai_responses.stream.outcome": outcome})
+    span = telemetry.span({"openai_responses.stream.outcome": outcome})
     if outcome != "error":
-        assert span.attributes.items() >= usage_attributes(chat.billed["usage"]).items()
+        assert span.attributes.items() >= usage_attributes(chat.newest["usage"]).items()
+
+
+def test_a_lost_connection_is_told_kindly(page: Page) -> None:
+    """Without a network the page says so, and the question can be asked again when it is back."""
+    page.context.set_offline(True)
+    expect(ask(page, "Hello?")).to_contain_text("The connection to the service failed.")
+    page.context.set_offline(False)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("listitem").last).to_contain_text("1,187 out")
 
 
 def test_a_conversation_that_is_gone_can_be_begun_anew(chat: Chat, page: Page) -> None:
@@ -353,40 +398,95 @@ def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
     expect(page.get_by_role("listitem").last).to_be_in_viewport()
 
 
-def test_the_histogram_has_the_tokens_of_every_answer(chat: Chat, page: Page) -> None:
+def test_the_histogram_has_the_tokens_of_every_answer(chat: Chat, telemetry: Telemetry, page: Page) -> None:
     """The token metric adds up to what the server has billed for all the answers, finished or not."""
     expect(ask(page, "Hello?")).to_contain_text("1,187 out")
     expect(ask(page, "Talk.")).to_contain_text("One two three")
     page.get_by_role("button", name="Stop").click()
-    bills = [response["usage"] for response in chat.api.stored.values() if response["usage"]]
-    billed = Counter({kind: sum(bill[f"{kind}_tokens"] for bill in bills) for kind in ("input", "output")})
-    eventually(lambda: chat.counted() == billed, f"{billed} counted")
+    billed = chat.billed()
+    eventually(lambda: telemetry.counted() == billed, f"{billed} counted")
 
 
-def test_a_call_belongs_to_the_request_that_made_it(chat: Chat, page: Page) -> None:
+def test_a_call_belongs_to_the_request_that_made_it(chat: Chat, telemetry: Telemetry, page: Page) -> None:
     """Where FastAPI has a span for each request, the span of a call is its child, also of a stopped one."""
     pytest.importorskip("fastapi.telemetry", reason="this FastAPI has no spans of its own")
     expect(ask(page, "Talk.")).to_contain_text("One two three")
     page.get_by_role("button", name="Stop").click()
-    span = chat.span()
+    span = telemetry.span_of(chat.newest)
     parents = eventually(
-        lambda: [parent for parent in chat.receiver.spans if parent.span_id == span.parent_id], "parent"
+        lambda: [parent for parent in telemetry.receiver.spans if parent.span_id == span.parent_id], "parent"
     )
     assert [(parent.kind, parent.name) for parent in parents] == [("SERVER", "POST /answers")]
 
 
-def test_a_service_that_is_stopped_loses_no_tokens(tmp_path: Path) -> None:
-    """On SIGTERM the service exits in good order, and the tokens of an answer under way have arrived."""
-    with running(tmp_path / "log.txt") as chat, httpx.Client(trust_env=False) as client:
+def test_tokens_arrive_in_jaeger_and_prometheus(browser: Browser, tmp_path: Path) -> None:
+    """Through a Collector, Jaeger has the tokens of each answer on its span, and Prometheus their sums."""
+    with (
+        Jaeger(tmp_path / "jaeger") as jaeger,
+        Collector(tmp_path / "otelcol", JAEGER_OTLP_ENDPOINT=jaeger.otlp_endpoint) as collector,
+        running(tmp_path / "log.txt", f"http://{collector.grpc_endpoint}", **SOON) as chat,
+    ):
+        scraped = {"targets": [f"127.0.0.1:{collector.prometheus_port}"]}
+        scrape = {"job_name": "otelcol", "honor_labels": True, "static_configs": [scraped]}
+        config = {"global": {"scrape_interval": "500ms"}, "scrape_configs": [scrape]}
+        (tmp_path / "prometheus.yml").write_text(json.dumps(config))
+        with Prometheus(tmp_path / "prometheus", tmp_path / "prometheus.yml") as prometheus:
+            with tab(browser, chat.url) as page:
+                expect(ask(page, "Hello?")).to_contain_text("1,187 out")
+                expect(ask(page, "Talk.")).to_contain_text("One two three")
+                page.get_by_role("button", name="Stop").click()
+                expect(ask(page, "And then?")).to_contain_text("64 out")
+            with tab(browser, chat.url) as page:
+                expect(ask(page, "Talk.")).to_contain_text("One two three")
+                page.close()
+            outcomes = ["completed", "cancelled", "completed", "cancelled"]
+            assert len(chat.api.stored) == len(outcomes)
+
+            told = {
+                response["id"]: {"openai_responses.stream.outcome": outcome}
+                | usage_attributes(response["usage"])
+                for response, outcome in zip(chat.api.stored.values(), outcomes, strict=True)
+            }
+            eventually(lambda: in_jaeger(jaeger) == told, f"{told} in Jaeger", 30)
+            billed = chat.billed()
+            eventually(lambda: in_prometheus(prometheus) == billed, f"{billed} in Prometheus", 30)
+
+
+def in_jaeger(jaeger: Jaeger) -> dict[str, dict[str, Any]]:
+    """By response: how its call ended, and its tokens."""
+    calls: dict[str, dict[str, Any]] = {}
+    for span in jaeger.spans("chat"):
+        tags = {tag["key"]: tag["value"] for tag in span["tags"]}
+        if response := tags.get("gen_ai.response.id"):
+            wanted = ("openai_responses.stream.outcome", "gen_ai.usage.")
+            calls[response] = {key: value for key, value in tags.items() if key.startswith(wanted)}
+    return calls
+
+
+def in_prometheus(prometheus: Prometheus) -> dict[str, int]:
+    """The sums of the token histogram."""
+    sums = prometheus.query('sum by (gen_ai_token_type) (gen_ai_client_token_usage_sum{job="chat"})')
+    return {series["metric"]["gen_ai_token_type"]: int(series["value"][1]) for series in sums}
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_service_that_is_stopped_loses_no_tokens(how: signal.Signals, tmp_path: Path) -> None:
+    """Asked to stop, the service exits in good order, and the tokens of an answer under way have arrived."""
+    with (
+        OtlpReceiver() as receiver,
+        running(tmp_path / "log.txt", receiver.grpc_endpoint) as chat,
+        httpx.Client(trust_env=False) as client,
+    ):
         with client.stream("POST", f"{chat.url}/answers", json={"text": "Talk."}) as stream:
             lines = stream.iter_lines()
             assert next(lines) == "event: text"
-            chat.process.terminate()
+            chat.process.send_signal(how)
             assert chat.process.wait(20) == 0
-        span = chat.span()
+        telemetry = Telemetry(receiver)
+        span = telemetry.span_of(chat.newest)
         assert span.attributes["openai_responses.stream.outcome"] == "cancelled"
         assert span.attributes.items() >= usage_attributes(usage(40, 913)).items()
-        assert chat.counted() == {"input": 40, "output": 913}
+        assert telemetry.counted() == {"input": 40, "output": 913}
 
 
 def test_one_command_shows_page_and_telemetry(tmp_path: Path) -> None:
