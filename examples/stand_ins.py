@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from embedded.answer import Answer, usage
+from embedded.answer import FAILED, Answer, usage
 from embedded.http_server import ScriptedServer
 from embedded.otlp_receiver import OtlpReceiver
 from embedded.responses_api import Plan, ResponsesAPI
@@ -29,6 +31,24 @@ NO_PROXY = dict.fromkeys(
     ("no_proxy", "NO_PROXY"),
     f"127.0.0.1,{os.environ.get('no_proxy', os.environ.get('NO_PROXY', ''))}",
 )
+
+# What the embedded server has to say to anything it was not made for.
+STORY = """\
+I am only a stand-in for a model, so whatever you ask, this is the one story I know.
+
+There was once a lighthouse whose keeper counted ships. Every ship that came home got a line in her book, \
+with the hour and the weight of its cargo, which the captain called up to her as he passed. The harbour \
+paid by that book, and it was always right.
+
+Then came a winter of fog. Ships turned back half-way, or dropped anchor out of sight, and nobody called \
+up to the tower. The harbour master told her to count the blasts of their horns. But a horn says that a \
+ship is there, she said, and not what it carries.
+
+So in the mornings, when the fog had lifted, she rowed out to the ships that had fallen silent, and asked. \
+Most of them knew. She wrote it down at the hour at which she had last heard them; and where nobody knew, \
+she wrote that nobody knew.
+
+The harbour has paid by her book ever since."""
 
 
 @contextmanager
@@ -68,16 +88,35 @@ def print_arrivals(receiver: OtlpReceiver) -> None:
         console.print(tokens_table(receiver.metrics))
 
 
-def _plan(_: SeenRequest) -> Plan:
-    answer = Answer(
+def _plan(request: SeenRequest) -> Plan:
+    question = str(request.json["input"]).lower()
+    if "crew" in question:
+        return Plan(_crew(), pace=0.02)
+    asked = 31 + len(question.split())
+    words = tuple(re.findall(r"\S+\s*", STORY))
+    if "fail" in question:
+        return Plan(Answer(words[:12], usage(asked, 16), ending=FAILED), pace=0.06)
+    return Plan(Answer(words, usage(asked, 196)), pace=0.06)
+
+
+def _crew() -> Answer:
+    return Answer(
         pieces=("A ", "crew ", "of ", "five", ": ", "👩🏽‍🚀", "👨🏻‍🔬", "🧑🏿‍🍳", "👩🏼‍🚒", "🧑🏾‍🌾", "."),
         usage=usage(23, 187, reasoning=128),
         reasoning=("**Choosing ", "a ", "crew**"),
     )
-    return Plan(answer, pace=0.02)
+
+
+def run(command: list[str]) -> int:
+    """Runs the command to its end and returns its status. What stops us is for the command to obey."""
+    with subprocess.Popen(command) as process:  # noqa: S603 - the user's own command
+        # Ctrl-C reaches it from the terminal.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        return process.wait()
 
 
 if __name__ == "__main__":
     with stand_in_api(), stand_in_receiver():
-        status = subprocess.run(sys.argv[1:], check=False).returncode  # noqa: S603 - the user's own command
+        status = run(sys.argv[1:])
     sys.exit(status)
