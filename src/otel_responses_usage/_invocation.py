@@ -348,7 +348,7 @@ class Invocation:
         retrieval: Retrieval | None,
     ) -> None:
         state = self._state
-        first = state.first_delta_at
+        first, start = state.first_delta_at, self._start_ns - self._to_wall_clock_ns  # by the same clock
         self._telemetry.finish(
             self.span,
             Record(
@@ -359,9 +359,7 @@ class Invocation:
                 response=response,
                 events=state.events,
                 deltas=state.deltas,
-                time_to_first_chunk_s=None
-                if first is None
-                else (first + self._to_wall_clock_ns - self._start_ns) / 1e9,
+                time_to_first_chunk_s=None if first is None else (first - start) / 1e9,
                 gaps_s=state.gaps_s,
                 usage=usage,
                 source=source,
