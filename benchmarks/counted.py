@@ -17,6 +17,15 @@ from .floor import Floor
 
 EVENTS = 500
 CALLS = 10
+# As `call.contenders` names them, in other words.
+_CALLS = (
+    "plain call of one event",
+    "call of one event",
+    "call of one event by hand",
+    "plain call",
+    "call",
+    "call by hand",
+)
 # In the order in which they run, and how many events or calls a part is.
 PARTS = {
     "plain event": EVENTS,
@@ -26,10 +35,10 @@ PARTS = {
     "event": EVENTS,
     "event, async": EVENTS,
     "event of another kind": EVENTS,
-    "plain call": CALLS,
-    "call": CALLS,
-    "call by hand": CALLS,
+    **dict.fromkeys(_CALLS, CALLS),
     "call, no SDK": CALLS,
+    "call, not sampled": CALLS,
+    "event, no SDK": EVENTS,
 }
 
 
@@ -37,9 +46,9 @@ def parts(artificial_loss: int = 0) -> dict[str, Callable[[int], None]]:
     """Return what is counted; `artificial_loss` is wasted per event, to see whether that is noticed."""
     standin.install()
     from .instrumented import ResponsesUsageInstrumentor
-    from .telemetry import deaf
+    from .telemetry import deaf, unsampled
 
-    calls = call.contenders()
+    calls = dict(zip(_CALLS, call.contenders().values(), strict=True))
     same = {times: pieces.repeated(EVENTS * times) for times in (1, 2)}
     mixed = {times: pieces.mixed(EVENTS * times) for times in (1, 2)}
 
@@ -54,12 +63,16 @@ def parts(artificial_loss: int = 0) -> dict[str, Callable[[int], None]]:
         for _ in range(times * EVENTS * artificial_loss):
             pass
 
-    def unheard(times: int) -> None:
-        instrumentor = ResponsesUsageInstrumentor()
-        instrumentor.uninstrument()
-        instrumentor.instrument(**deaf())
-        for _ in range(times * CALLS):
-            calls["ours"]()
+    def unheard(
+        providers: Callable[[], dict[str, Any]], work: Callable[[int], None]
+    ) -> Callable[[int], None]:
+        def work_unheard(times: int) -> None:
+            instrumentor = ResponsesUsageInstrumentor()
+            instrumentor.uninstrument()
+            instrumentor.instrument(**providers())
+            work(times)
+
+        return work_unheard
 
     def repeat(name: str) -> Callable[[int], None]:
         work = calls[name]
@@ -80,10 +93,10 @@ def parts(artificial_loss: int = 0) -> dict[str, Callable[[int], None]]:
         "event": wasteful,
         "event, async": async_drain(standin.AsyncAPIClient),
         "event of another kind": drain(standin.SyncAPIClient, mixed),
-        "plain call": repeat("plain"),
-        "call": repeat("ours"),
-        "call by hand": repeat("by hand"),
-        "call, no SDK": unheard,
+        **{name: repeat(name) for name in _CALLS},
+        "call, no SDK": unheard(deaf, repeat("call")),
+        "call, not sampled": unheard(unsampled, repeat("call")),
+        "event, no SDK": unheard(deaf, drain(standin.SyncAPIClient, same)),
     }
 
 

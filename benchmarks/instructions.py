@@ -29,8 +29,11 @@ _HELD = {
     "event": ("event", "floor event", "plain event"),
     "event, async": ("event, async", "floor event, async", "plain event, async"),
     "event of another kind": ("event of another kind", "floor event", "plain event"),
+    "event, no SDK": ("event, no SDK", "floor event", "plain event"),
+    "call of one event": ("call of one event", "call of one event by hand", "plain call of one event"),
     "call": ("call", "call by hand", "plain call"),
     "call, no SDK": ("call, no SDK", "call by hand", "plain call"),
+    "call, not sampled": ("call, not sampled", "call by hand", "plain call"),
 }
 
 
@@ -76,8 +79,7 @@ def counts(artificial_loss: int = 0) -> list[Count]:
     before = json.loads(BASELINE.read_text()).get(version(), {}) if BASELINE.exists() else {}
     found = []
     for name, (ours, reference, plain) in _HELD.items():
-        is_call = reference == "call by hand"
-        base = per_item[reference] - (0 if is_call else per_item[plain])
+        base = per_item[reference] - (0 if reference.endswith("by hand") else per_item[plain])
         found.append(Count(name, per_item[ours] - per_item[plain], base, before.get(name)))
     return found
 

@@ -18,6 +18,8 @@ from opentelemetry.trace import NoOpTracerProvider, SpanKind
 
 Json = dict[str, Any]
 
+_BUCKETS = [0.01 * 2**power for power in range(14)]  # as many as our histograms have
+
 
 class LastSpan(SpanExporter):
     """Takes every span and keeps the last."""
@@ -95,7 +97,11 @@ def by_hand(attributes: Json, points: list[tuple[str, Json, bool]], at_start: in
     tracer, meter = told.tracer_provider.get_tracer("by_hand"), told.meter_provider.get_meter("by_hand")
     items = list(attributes.items())
     first, rest = dict(items[:at_start]), dict(items[at_start:])
-    histograms = {name: meter.create_histogram(name) for name, _, is_histogram in points if is_histogram}
+    histograms = {
+        name: meter.create_histogram(name, explicit_bucket_boundaries_advisory=_BUCKETS)
+        for name, _, is_histogram in points
+        if is_histogram
+    }
     counters = {name: meter.create_counter(name) for name, _, is_histogram in points if not is_histogram}
 
     def call() -> None:

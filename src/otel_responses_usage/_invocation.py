@@ -40,11 +40,11 @@ class Invocation:
         "_reads",
         "_recovery",
         "_request",
-        "_start_counter",
         "_start_ns",
         "_state",
         "_tail_of",
         "_telemetry",
+        "_to_wall_clock_ns",
         "passes",
         "span",
         "watch",
@@ -53,18 +53,21 @@ class Invocation:
     def __init__(
         self,
         request: ResponsesRequest,
+        span: Span,
+        start_ns: int,
         config: Config,
         telemetry: Telemetry,
         recovery: Recovery,
         on_finish: Callable[[Invocation], object],
     ) -> None:
         self._request = request
+        self.span = span
+        self._start_ns = start_ns
+        self._to_wall_clock_ns = time.time_ns() - time.perf_counter_ns()
         self._config = config
         self._telemetry = telemetry
         self._recovery = recovery
         self._on_finish = on_finish
-        self._start_ns = time.time_ns()
-        self._start_counter = time.perf_counter_ns()
         self._state = AnswerState()
         self._reader: BodyReader | None = None  # known from the first piece on
         self._reads = True
@@ -76,7 +79,6 @@ class Invocation:
         # A quick way for most pieces of the answer: whether it has taken one, or `on_bytes` has to.
         self.passes: Callable[[bytes], bool] = sees_nothing
         self.watch: object = None  # kept for whoever watches over the answer on the call's behalf
-        self.span: Span = telemetry.start(request, self._start_ns)
 
     @property
     def ended(self) -> bool:
@@ -271,7 +273,7 @@ class Invocation:
         return self._now_ns()
 
     def _now_ns(self) -> int:
-        return self._start_ns + time.perf_counter_ns() - self._start_counter
+        return time.perf_counter_ns() + self._to_wall_clock_ns
 
     def _settle(self, ending: Ending, end_ns: int) -> None:
         self._on_finish(self)
@@ -346,7 +348,7 @@ class Invocation:
         retrieval: Retrieval | None,
     ) -> None:
         state = self._state
-        first = state.first_delta_at
+        first, start = state.first_delta_at, self._start_ns - self._to_wall_clock_ns  # by the same clock
         self._telemetry.finish(
             self.span,
             Record(
@@ -357,7 +359,7 @@ class Invocation:
                 response=response,
                 events=state.events,
                 deltas=state.deltas,
-                time_to_first_chunk_s=None if first is None else (first - self._start_counter) / 1e9,
+                time_to_first_chunk_s=None if first is None else (first - start) / 1e9,
                 gaps_s=state.gaps_s,
                 usage=usage,
                 source=source,

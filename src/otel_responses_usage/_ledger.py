@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -49,9 +50,13 @@ class Ledger:
             return None
         while self._owed:
             self._owed.pop()()
-        invocation = Invocation(request, self._config, self._telemetry, self._recovery, self._strike)
-        if not self._telemetry.is_heard(invocation.span):
+        start_ns = time.time_ns()
+        span = self._telemetry.start(request, start_ns)
+        if not self._telemetry.is_heard(span):
             return None
+        invocation = Invocation(
+            request, span, start_ns, self._config, self._telemetry, self._recovery, self._strike
+        )
         self._open[invocation] = None
         if not self._closes_at_exit:
             # Not before the first span: the provider that made it has registered its own shutdown by

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -61,7 +61,7 @@ class ResponsesRequest(NamedTuple):
 
     operation: Operation
     server: Server
-    streams: bool
+    streams: bool = False
     model: str | None = None
     stored: bool = True
     background: bool = False
@@ -101,24 +101,12 @@ def shown_id(method: str, path: str) -> str | None:
 
 def create_request(body: Mapping[str, Any], server: Server) -> ResponsesRequest:
     """Describe a call that makes a response, from the body as it is sent."""
-    conversation = body.get("conversation")
-    output_format = _field(body.get("text"), "format")
-    return ResponsesRequest(
-        operation=Operation.CHAT,
-        server=server,
-        streams=bool(body.get("stream")),  # as the SDK decides, whose sentinels are false
-        model=_text(body.get("model")),
-        stored=body.get("store") is not False,
-        background=body.get("background") is True,
-        max_output_tokens=_integer(body.get("max_output_tokens")),
-        temperature=_number(body.get("temperature")),
-        top_p=_number(body.get("top_p")),
-        reasoning_effort=_text(_field(body.get("reasoning"), "effort")),
-        previous_response_id=_text(body.get("previous_response_id")),
-        conversation_id=_text(conversation) or _text(_field(conversation, "id")),
-        output_type=_OUTPUT_TYPES.get(_text(_field(output_format, "type")) or ""),
-        service_tier=_text(body.get("service_tier")),
-    )
+    given: dict[str, Any] = {}
+    for name, value in body.items():
+        if name in _READERS:
+            field, read = _READERS[name]
+            given[field] = read(value)
+    return ResponsesRequest(Operation.CHAT, server, **given)
 
 
 def fetch_request(response_id: str, query: Mapping[str, Any], server: Server) -> ResponsesRequest:
@@ -163,3 +151,28 @@ def _integer(value: object) -> int | None:
 
 def _number(value: object) -> float | None:
     return float(value) if type(value) in (int, float) else None  # type: ignore[arg-type]
+
+
+def _id(value: object) -> str | None:
+    return _text(value) or _text(_field(value, "id"))
+
+
+def _output_type(text: object) -> str | None:
+    return _OUTPUT_TYPES.get(_text(_field(_field(text, "format"), "type")) or "")
+
+
+# What is read of a body: the field that each name fills, and how. Most calls give a few of them.
+_READERS: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
+    "stream": ("streams", bool),  # as the SDK decides, whose sentinels are false
+    "model": ("model", _text),
+    "store": ("stored", lambda value: value is not False),
+    "background": ("background", lambda value: value is True),
+    "max_output_tokens": ("max_output_tokens", _integer),
+    "temperature": ("temperature", _number),
+    "top_p": ("top_p", _number),
+    "reasoning": ("reasoning_effort", lambda value: _text(_field(value, "effort"))),
+    "previous_response_id": ("previous_response_id", _text),
+    "conversation": ("conversation_id", _id),
+    "text": ("output_type", _output_type),
+    "service_tier": ("service_tier", _text),
+}

@@ -13,7 +13,9 @@ _CR: Final = 13
 _BLANK_LINES: Final = (b"\r\n\r\n", b"\n\n")
 # Most servers write the type first; then an event is known by its first few bytes.
 _LEADING_TYPE: Final = re.compile(rb'data:\s*\{\s*"type"\s*:\s*"([^"\\]{1,128})"')
-_LEADING_LINES: Final = re.compile(rb'(?:event:[^\r\n]*\r?\n)?data: ?(\{"type": ?"([^"\\\r\n]{1,128})")')
+_LEADING_LINES: Final = re.compile(
+    rb'(?:event:[^\r\n]{0,128}\r?\n)?data: ?(\{"type": ?"([^"\\\r\n]{1,128})")'
+)
 _LONGEST_LEAD: Final = 256
 # How the type of a life-cycle event is written. Inside of a JSON string its quotes would be escaped.
 _LIFE_TYPES: Final = (b'"type":"response.', b'"type": "response.')

@@ -142,31 +142,26 @@ class Telemetry:
 
     def start(self, request: ResponsesRequest, start_ns: int) -> Span:
         """Open the span of a call, as a child of whatever is current."""
+        asked = {
+            names.REQUEST_MAX_TOKENS: request.max_output_tokens,
+            names.REQUEST_TEMPERATURE: request.temperature,
+            names.REQUEST_TOP_P: request.top_p,
+            names.REQUEST_REASONING_LEVEL: request.reasoning_effort,
+            names.REQUEST_PREVIOUS_RESPONSE_ID: request.previous_response_id,
+            names.REQUEST_STREAM_CURSOR: request.stream_cursor,
+            names.CONVERSATION_ID: request.conversation_id,
+            names.OUTPUT_TYPE: request.output_type,
+            names.OPENAI_REQUEST_SERVICE_TIER: request.service_tier,
+            names.RESPONSE_ID: request.response_id,
+        }
+        attributes: dict[str, AttributeValue] = {
+            **_common(request.operation, request.server, request.model),
+            names.REQUEST_STREAM: request.streams,
+            names.OPENAI_API_TYPE: _API_TYPE,
+            **_given(asked),
+        }
         return self._tracer.start_span(
-            request.span_name,
-            kind=SpanKind.CLIENT,
-            attributes=_given(
-                {
-                    names.OPERATION_NAME: request.operation.value,
-                    names.PROVIDER_NAME: request.server.provider,
-                    names.REQUEST_MODEL: request.model,
-                    names.REQUEST_STREAM: request.streams,
-                    names.SERVER_ADDRESS: request.server.address,
-                    names.SERVER_PORT: request.server.port,
-                    names.OPENAI_API_TYPE: _API_TYPE,
-                    names.REQUEST_MAX_TOKENS: request.max_output_tokens,
-                    names.REQUEST_TEMPERATURE: request.temperature,
-                    names.REQUEST_TOP_P: request.top_p,
-                    names.REQUEST_REASONING_LEVEL: request.reasoning_effort,
-                    names.REQUEST_PREVIOUS_RESPONSE_ID: request.previous_response_id,
-                    names.REQUEST_STREAM_CURSOR: request.stream_cursor,
-                    names.CONVERSATION_ID: request.conversation_id,
-                    names.OUTPUT_TYPE: request.output_type,
-                    names.OPENAI_REQUEST_SERVICE_TIER: request.service_tier,
-                    names.RESPONSE_ID: request.response_id,
-                }
-            ),
-            start_time=start_ns,
+            request.span_name, kind=SpanKind.CLIENT, attributes=attributes, start_time=start_ns
         )
 
     @property
@@ -260,7 +255,7 @@ class Telemetry:
 
     def _measure(self, record: Record, context: Context) -> None:
         request, ending = record.request, record.ending
-        common = _common_attributes(request.operation, request.server, request.model, record.response.model)
+        common = {**_common(request.operation, request.server, request.model, record.response.model)}
         timed = common | {names.ERROR_TYPE: ending.error_type} if ending.error_type else common
         # A fetch made no tokens, and its chunks are those of the call that did.
         is_fetch = request.operation is not Operation.CHAT
@@ -272,9 +267,15 @@ class Telemetry:
             return
         self._calls.add(
             1,
-            _call_attributes(
-                ending.outcome, request.server.provider, request.model, record.source, record.missing_reason
-            ),
+            {
+                **_of_call(
+                    ending.outcome,
+                    request.server.provider,
+                    request.model,
+                    record.source,
+                    record.missing_reason,
+                )
+            },
             context,
         )
         if record.retrieval is not None:
@@ -302,12 +303,12 @@ def _given(attributes: Mapping[str, AttributeValue | None]) -> dict[str, Attribu
     return {name: value for name, value in attributes.items() if value is not None}
 
 
-# Most calls of a process are alike, and so are the points that tell of them.
+# Most calls of a process are alike. Whoever is handed these gets a copy.
 
 
 @functools.lru_cache(maxsize=128)
-def _common_attributes(
-    operation: Operation, server: Server, requested_model: str | None, model: str | None
+def _common(
+    operation: Operation, server: Server, requested_model: str | None, model: str | None = None
 ) -> dict[str, AttributeValue]:
     return _given(
         {
@@ -322,7 +323,7 @@ def _common_attributes(
 
 
 @functools.lru_cache(maxsize=128)
-def _call_attributes(
+def _of_call(
     outcome: Outcome,
     provider: str,
     model: str | None,
