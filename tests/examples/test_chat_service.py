@@ -69,6 +69,12 @@ def plan(request: SeenRequest) -> Plan | Reply:
         case "Go on and on.":
             # More than all the buffers on the way can hold.
             return Plan(Answer(("on " * 10_000,) * 600, usage(7, 6000)))
+        case "Write a page.":
+            return Plan(Answer(("<h3>Ships</h3>\n", "<script>document.title = 'gone'</script>")))
+        case "Talk at length.":
+            return Plan(
+                Answer(tuple(f"Line {n}.\n" for n in range(99))), cut_after=60, pace=0.005, end=Hold()
+            )
         case "Be brief.":
             return Plan(Answer(words, usage(9, 16), ending=OUT_OF_TOKENS))
         case "Forget me.":
@@ -326,6 +332,15 @@ def test_an_answer_cut_short_says_so(chat: Chat, telemetry: Telemetry, page: Pag
     assert telemetry.span_of(chat.newest).attributes["openai_responses.stream.outcome"] == "incomplete"
 
 
+def test_what_a_model_writes_is_text(page: Page) -> None:
+    """Markup in an answer is shown as it was written, line by line, and is not part of the page."""
+    answer = ask(page, "Write a page.")
+    expect(answer).to_contain_text("tokens in")
+    lines = answer.inner_text().splitlines()
+    assert {"<h3>Ships</h3>", "<script>document.title = 'gone'</script>"} <= set(lines)
+    assert page.title() == "Chat"
+
+
 @pytest.mark.parametrize(
     ("question", "shown", "outcome"),
     [
@@ -418,6 +433,24 @@ def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
     assert page.evaluate("[...document.querySelectorAll('*')].every(e => e.scrollWidth <= innerWidth)")
     expect(page.get_by_label("Your question")).to_be_in_viewport(ratio=1)
     expect(page.get_by_role("listitem").last).to_be_in_viewport()
+
+
+def test_the_end_stays_in_sight(page: Page) -> None:
+    """The page follows an answer and makes room for a long question, unless its reader has scrolled up."""
+    page.set_viewport_size({"width": 400, "height": 500})
+    expect(ask(page, "Talk at length.")).to_contain_text("Line 54.")
+    at_end = "main => Math.abs(main.scrollHeight - main.scrollTop - main.clientHeight) < 2"
+    main = page.get_by_role("main")
+    eventually(lambda: main.evaluate(at_end), "at the end of the answer")
+    page.get_by_label("Your question").fill("One\ntwo\nthree\nfour")
+    eventually(lambda: main.evaluate(at_end), "at the end beside a long question")
+
+    main.hover()
+    page.mouse.wheel(0, -300)
+    eventually(lambda: not main.evaluate(at_end), "scrolled up")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("listitem").last).to_contain_text("Stopped.")
+    assert not main.evaluate(at_end)
 
 
 def test_the_histogram_has_the_tokens_of_every_answer(chat: Chat, telemetry: Telemetry, page: Page) -> None:
