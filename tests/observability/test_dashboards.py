@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
+from functools import partial
 from itertools import combinations
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 import yaml
@@ -52,7 +55,7 @@ def test_every_query_has_an_answer(at_work: Stack, panel: dict[str, Any]) -> Non
         return [one for one in series if math.isfinite(float(one["value"][1]))]
 
     for target in panel["targets"]:
-        found = wait_until(lambda target=target: numbers(target), promql(target), 60)  # type: ignore[misc]
+        found = wait_until(partial(numbers, target), promql(target), 60)
         shown = [part.partition("}}")[0] for part in target.get("legendFormat", "").split("{{")[1:]]
         assert all(any(label in one["metric"] for one in found) for label in shown)
 
@@ -72,8 +75,10 @@ def test_an_exemplar_leads_to_its_trace(at_work: Stack, panel: dict[str, Any]) -
     trace_id = series[0]["exemplars"][0]["labels"][destination["name"]]
 
     def operations() -> set[str]:
-        spans = at_work.jaeger.spans(series[0]["seriesLabels"]["job"])
-        return {span["operationName"] for span in spans if span["traceID"] == trace_id}
+        with suppress(HTTPError):  # not found: the span may still be on its way
+            [trace] = at_work.jaeger._data(f"traces/{trace_id}")
+            return {span["operationName"] for span in trace["spans"]}
+        return set()
 
     assert wait_until(operations, f"trace {trace_id}", 30) == {f"chat {MODEL}"}
 
