@@ -38,18 +38,24 @@ def assert_whole(title: str, traffic: Traffic, jaeger: Jaeger, collector: Collec
     sent = traffic.spans
     began = time.monotonic()
     arrived = jaeger.wait_for("busy", len(sent))
+    waited = time.monotonic() - began
+    known = tokens(collector)
+    show(
+        f"{title}: {len(sent)} spans in, {len(arrived)} out, {waited:.1f} s after the last;"
+        f" tokens in {sum(traffic.tokens.values())}, out {sum(known.values())}"
+    )
+    assert arrived == sent
+    assert known == traffic.tokens
+    assert len(sent) > 100
+
+
+def tokens(collector: Collector) -> dict[str, int]:
+    """The tokens of the traffic that Prometheus would find, by type."""
     text = collector.scrape()
-    tokens = {
+    return {
         kind: int(samples(text, "gen_ai_client_token_usage_sum", gen_ai_token_type=kind, job="busy"))
         for kind in ("input", "output")
     }
-    show(
-        f"{title}: {len(sent)} spans in, {len(arrived)} out, {time.monotonic() - began:.1f} s after the last;"
-        f" tokens in {sum(traffic.tokens.values())}, out {sum(tokens.values())}"
-    )
-    assert arrived == sent
-    assert tokens == traffic.tokens
-    assert len(sent) > 100
 
 
 def test_a_collector_that_is_killed_in_mid_load_loses_nothing(jaeger: Jaeger, collector: Collector) -> None:
@@ -122,7 +128,7 @@ def test_what_a_full_queue_refuses_shows_in_metrics(
         failures = "\n".join(line for line in collector.scrape().splitlines() if "error_type=" in line)
         given_up = samples(failures, "otel_sdk_exporter_span_exported_total")
         no_room = samples(failures, "otel_sdk_processor_span_processed_total", error_type="queue_full")
-        sent, lost = traffic.spans, given_up + no_room
+        sent, lost, known = traffic.spans, given_up + no_room, tokens(collector)
         with jaeger:
             arrived = jaeger.wait_for("busy", int(len(sent) - lost))
     show(
@@ -130,5 +136,6 @@ def test_what_a_full_queue_refuses_shows_in_metrics(
         f" {no_room:.0f} without room in the SDK; refused by the Collector, retries included: {refused:.0f}"
     )
     assert arrived < sent
+    assert known == traffic.tokens
     assert len(sent) == len(arrived) + lost
     assert refused >= given_up > 0
