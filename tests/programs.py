@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -92,13 +93,13 @@ def free_port() -> int:
             return port
 
 
-def wait_until(there: Callable[[], object], what: str, timeout: float = 20.0) -> Any:
+def wait_until(there: Callable[[], object], what: str, timeout: float = 20.0, interval: float = 0.05) -> Any:
     """The first true answer; TimeoutError if there is none in time."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if answer := there():
             return answer
-        time.sleep(0.05)
+        time.sleep(interval)
     raise TimeoutError(f"no {what} within {timeout} s")
 
 
@@ -318,6 +319,13 @@ class Jaeger(Program):
     def ids(self, service: str) -> set[tuple[str, str]]:
         """Trace and span id of every span of the service."""
         return {(span["traceID"], span["spanID"]) for span in self.spans(service, limit=50_000)}
+
+    def wait_for(self, service: str, spans: int, timeout: float = 40.0) -> set[tuple[str, str]]:
+        """The ids, as soon as there are so many, or what there is when the time is up."""
+        with suppress(TimeoutError):
+            # Each look reads all of them, so not too often.
+            wait_until(lambda: len(self.ids(service)) >= spans, f"{spans} spans", timeout, interval=0.5)
+        return self.ids(service)
 
     def services(self) -> list[str]:
         """The services it knows."""

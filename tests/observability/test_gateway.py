@@ -11,6 +11,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import StatusCode
 
 from embedded.answer import Answer, usage
 from embedded.http_server import Cut, Reply, ScriptedServer, SeenRequest
@@ -66,8 +67,7 @@ def test_a_gateway_that_is_killed_under_load_costs_nothing(tmp_path: Path) -> No
         first.start()
         traffic.finish()
         sent = traffic.spans
-        wait_until(lambda: len(jaeger.ids("busy")) >= len(sent), "last span in Jaeger")
-        arrived = jaeger.ids("busy")
+        arrived = jaeger.wait_for("busy", len(sent))
         tokens = {
             kind: samples(agent.scrape(), "gen_ai_client_token_usage_sum", gen_ai_token_type=kind)
             for kind in ("input", "output")
@@ -188,3 +188,22 @@ def test_the_decision_waits_for_the_look_up(kept: dict[str, list[ReceivedSpan]])
     """Calls whose usage took more than a second to look up came later than their callers, and in time."""
     calls = [span.attributes for span in kept["cut"] if span.parent_id]
     assert min(attributes["openai_responses.retrieval.duration"] for attributes in calls) > 1
+
+
+def test_a_gateway_that_is_stopped_decides_first(tmp_path: Path) -> None:
+    """On SIGTERM no trace waits out its time: those to be kept are sent, or sent after the restart."""
+    tracing = TracerProvider()
+    with OtlpReceiver() as jaeger:
+        endpoint = jaeger.grpc_endpoint.removeprefix("http://")
+        gateway = Collector(tmp_path, GATEWAY, TAIL_SAMPLING, JAEGER_OTLP_ENDPOINT=endpoint)
+        with gateway:
+            exporter = OTLPSpanExporter(f"http://{gateway.grpc_endpoint}", insecure=True)
+            tracing.add_span_processor(BatchSpanProcessor(exporter))
+            for _ in range(200):
+                span = tracing.get_tracer("gateway").start_span("failed")
+                span.set_status(StatusCode.ERROR)
+                span.end()
+            tracing.shutdown()
+            assert jaeger.spans == []
+        with gateway:
+            assert len({span.span_id for span in jaeger.wait_for_spans(200)}) == 200

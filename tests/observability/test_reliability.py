@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OUTAGE_S = float(os.environ.get("OUTAGE_S", "8"))
-# What the exporter waits at most between two tries, and a little more.
-RECOVERY_S = 20
 
 
 @pytest.fixture
@@ -39,22 +37,25 @@ def assert_whole(title: str, traffic: Traffic, jaeger: Jaeger, collector: Collec
     """What went in has come out: every span in Jaeger, every token in Prometheus' format."""
     sent = traffic.spans
     began = time.monotonic()
-    try:
-        wait_until(lambda: len(jaeger.ids("busy")) >= len(sent), "last span in Jaeger", RECOVERY_S)
-    finally:
-        arrived = jaeger.ids("busy")
-        text = collector.scrape()
-        tokens = {
-            kind: int(samples(text, "gen_ai_client_token_usage_sum", gen_ai_token_type=kind, job="busy"))
-            for kind in ("input", "output")
-        }
-        show(
-            f"{title}: {len(sent)} spans in, {len(arrived)} out, {time.monotonic() - began:.1f} s after the"
-            f" last; tokens in {sum(traffic.tokens.values())}, out {sum(tokens.values())}"
-        )
+    arrived = jaeger.wait_for("busy", len(sent))
+    waited = time.monotonic() - began
+    known = tokens(collector)
+    show(
+        f"{title}: {len(sent)} spans in, {len(arrived)} out, {waited:.1f} s after the last;"
+        f" tokens in {sum(traffic.tokens.values())}, out {sum(known.values())}"
+    )
     assert arrived == sent
-    assert tokens == traffic.tokens
+    assert known == traffic.tokens
     assert len(sent) > 100
+
+
+def tokens(collector: Collector) -> dict[str, int]:
+    """The tokens of the traffic that Prometheus would find, by type."""
+    text = collector.scrape()
+    return {
+        kind: int(samples(text, "gen_ai_client_token_usage_sum", gen_ai_token_type=kind, job="busy"))
+        for kind in ("input", "output")
+    }
 
 
 def test_a_collector_that_is_killed_in_mid_load_loses_nothing(jaeger: Jaeger, collector: Collector) -> None:
@@ -127,14 +128,14 @@ def test_what_a_full_queue_refuses_shows_in_metrics(
         failures = "\n".join(line for line in collector.scrape().splitlines() if "error_type=" in line)
         given_up = samples(failures, "otel_sdk_exporter_span_exported_total")
         no_room = samples(failures, "otel_sdk_processor_span_processed_total", error_type="queue_full")
-        sent, lost = traffic.spans, given_up + no_room
+        sent, lost, known = traffic.spans, given_up + no_room, tokens(collector)
         with jaeger:
-            wait_until(lambda: len(jaeger.ids("busy")) >= len(sent) - lost, "queue in Jaeger", RECOVERY_S)
-            arrived = jaeger.ids("busy")
+            arrived = jaeger.wait_for("busy", int(len(sent) - lost))
     show(
         f"Queue full: {len(sent)} spans in, {len(arrived)} out, {given_up:.0f} given up by the exporter,"
         f" {no_room:.0f} without room in the SDK; refused by the Collector, retries included: {refused:.0f}"
     )
     assert arrived < sent
+    assert known == traffic.tokens
     assert len(sent) == len(arrived) + lost
     assert refused >= given_up > 0
