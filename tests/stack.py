@@ -63,7 +63,7 @@ for _ in range(int(rounds)):
             play(call)
         except openai.OpenAIError:
             pass
-        time.sleep(0.02)
+        time.sleep(0.05)
 """
 
 

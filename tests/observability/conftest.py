@@ -1,4 +1,4 @@
-"""One stack for all tests that look at it, with a service in it that makes calls of every kind."""
+"""A stack for the tests of a module, with a service in it that makes calls of every kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from stack import Stack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Every program running, and the service `cafe` at work."""
     calls = ("whole", "whole", "whole", "closed", "cut", "truncated", "lost", "lost", "abandoned", "refused")

@@ -107,6 +107,17 @@ def test_pending_calls_alert_at_half_of_what_a_process_holds() -> None:
     assert expression.endswith(f"> {Config().max_pending // 2}")
 
 
+def test_every_model_has_all_its_prices() -> None:
+    """A model that is in the price table has a price for each kind of token."""
+    kinds: dict[str, set[str]] = {}
+    for rule in rules(RULES / "prices.yml"):
+        kinds.setdefault(rule["labels"]["gen_ai_request_model"], set()).add(
+            rule["labels"]["gen_ai_token_type"]
+        )
+    assert kinds
+    assert all(priced == {"input", "cached_input", "output"} for priced in kinds.values())
+
+
 def test_minutes_are_as_long_as_the_rules_think() -> None:
     """Increments are recorded once a minute, and there is a scrape in every minute."""
     groups = yaml.safe_load((RULES / "recordings.yml").read_text("utf-8"))["groups"]
