@@ -66,9 +66,7 @@ def _cost(streams: int, events: int) -> tuple[float, float]:
         )
         for _ in range(rounds)
     ]
-    streams = max(
-        streams, min(20, 100_000 // events)
-    )  # of a single one the memory is not told from that of the measurement
+    streams = max(streams, 20)  # of a single one the memory is not told from that of the measurement
     ours, plain = (
         _held(client(stream), streams) for client in (standin.SyncAPIClient, standin.PlainSyncAPIClient)
     )

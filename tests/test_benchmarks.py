@@ -36,7 +36,7 @@ def instructions(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("benchmarks.instructions")
 
 
-@pytest.mark.parametrize(("measurement", "number"), [("event", 3), ("call", 4), ("memory", 2)])
+@pytest.mark.parametrize(("measurement", "number"), [("event", 3), ("call", 5), ("memory", 2)])
 def test_a_measurement_runs(measurement: str, number: int) -> None:
     """Each measurement gives its rows, with a result and a goal, from a process of its own."""
     done = run("benchmarks.one", measurement, "--quick")
@@ -64,6 +64,12 @@ def test_ci_does_not_pass_where_nothing_can_be_counted() -> None:
 def test_more_than_a_tenth_is_growth(instructions: Any, added: int, grew: bool) -> None:
     """A count may exceed the baseline by a tenth, since compilers differ, and by no more."""
     assert instructions.Count("event", added, 1_000, 3.0).grew is grew
+
+
+def test_next_to_nothing_does_not_grow(instructions: Any) -> None:
+    """Where nothing is added, a tenth more or less of it is no growth, but a new cost is."""
+    assert not instructions.Count("event, no SDK", 60, 2_500, -0.02).grew
+    assert instructions.Count("event, no SDK", 100, 2_500, -0.02).grew
 
 
 def test_a_python_without_a_baseline_is_held_to_none(instructions: Any) -> None:

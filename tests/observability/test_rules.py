@@ -28,9 +28,9 @@ EXPRESSIONS = [rule["expr"] for rule in (*RECORDED, *ALERTS)]
 
 # Of names, as Prometheus makes them of ours, and what it adds by kind and unit.
 METRICS = {
-    _semconv.METRIC_TOKEN_USAGE: "_sum",
-    _semconv.METRIC_OPERATION_DURATION: "_seconds_count",
-    _semconv.METRIC_TIME_TO_FIRST_CHUNK: "_seconds_bucket",
+    _semconv.CURRENT.tokens[0].name: "_sum",
+    _semconv.CURRENT.duration: "_seconds_count",
+    _semconv.CURRENT.time_to_first_chunk: "_seconds_bucket",
     _semconv.METRIC_RETRIEVAL_DURATION: "_seconds_count",
     _semconv.METRIC_CALLS: "_total",
     _semconv.METRIC_PENDING: "",
