@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from ._retrieval import Retrieved
 from ._usage import MissingReason
 
 
-@dataclass(frozen=True, slots=True)
-class CircuitPolicy:
+class CircuitPolicy(NamedTuple):
     """When a circuit opens, and for how long in seconds; each trial in vain doubles the time."""
 
     failures: int = 5

@@ -10,8 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
@@ -51,8 +50,7 @@ class Retriever(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where look-ups go that share their luck.
 
     A server may keep background responses and no others, and may know one key and not another.
@@ -64,7 +62,6 @@ class Place:
     tenant: int
 
 
-@dataclass(eq=False, slots=True)
 class Job:
     """A response to look up.
 
@@ -78,13 +75,23 @@ class Job:
 
     """
 
-    response_id: str
-    place: Place
-    target: Target
-    deadline: float
-    settle: Callable[[Retrieved, UsageSource], None]
-    attempts: int = 0
-    _open: list[None] = field(default_factory=lambda: [None])
+    __slots__ = ("_open", "attempts", "deadline", "place", "response_id", "settle", "target")
+
+    def __init__(
+        self,
+        response_id: str,
+        place: Place,
+        target: Target,
+        deadline: float,
+        settle: Callable[[Retrieved, UsageSource], None],
+    ) -> None:
+        self.response_id = response_id
+        self.place = place
+        self.target = target
+        self.deadline = deadline
+        self.settle = settle
+        self.attempts = 0
+        self._open: list[None] = [None]
 
     @property
     def is_open(self) -> bool:
@@ -544,12 +551,12 @@ class _Worker:
             return Answer(trouble=Trouble.TIMEOUT)
 
 
-@dataclass(slots=True)
 class _Trial:
     """Whether one look-up may ask: it may for good once it has seen its response."""
 
-    is_held: bool = False
-    has_seen: bool = False
+    def __init__(self) -> None:
+        self.is_held = False
+        self.has_seen = False
 
     def admits(self, circuit: Circuit) -> bool:
         if self.has_seen or self.is_held or not circuit.is_open:

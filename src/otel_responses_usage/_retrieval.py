@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from ._response import Response
 from ._usage import MissingReason, Usage
@@ -18,8 +18,7 @@ class Trouble(Enum):
     TRANSPORT = "transport"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What one request brought: an HTTP status with what could be read of the body, or trouble."""
 
     status: int | None = None
@@ -42,8 +41,7 @@ class Wait:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Retrieved:
+class Retrieved(NamedTuple):
     """What a look-up came to: usage, or the reason why there is none."""
 
     usage: Usage | None = None
@@ -55,8 +53,7 @@ class DeadlinePassed(Exception):  # noqa: N818  # it is news, not an error
     """Thrown into a flow when its time is up."""
 
 
-@dataclass(frozen=True, slots=True)
-class RetrievalPolicy:
+class RetrievalPolicy(NamedTuple):
     """The patience of a look-up, in seconds and tries."""
 
     attempt_timeout_s: float = 5.0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import wrapt
 
@@ -13,8 +12,7 @@ from ._http import HttpSurface
 from ._providers import ProviderSurface
 
 
-@dataclass(frozen=True, slots=True)
-class Patch:
+class Patch(NamedTuple):
     """One replaced function: the module, its name there, and the wrapper."""
 
     module: str
@@ -32,8 +30,7 @@ class Patch:
         return Applied(owner, attribute, wrapt.wrap_function_wrapper(self.module, self.name, self.wrapper))
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(NamedTuple):
     """A patch in place: the class, the attribute, and what stands there now."""
 
     owner: Any

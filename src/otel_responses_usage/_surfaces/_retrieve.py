@@ -17,8 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from opentelemetry import propagate
@@ -50,8 +49,7 @@ _MOST_REDIRECTS: Final = 3
 _LARGEST_BODY: Final = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True, repr=False)  # `repr=False`: a proxy's headers hold credentials
-class Route:
+class Route(NamedTuple):
     """How the application's HTTP client reaches the server; connections are shared by equal routes.
 
     Attributes:
@@ -73,9 +71,11 @@ class Route:
     http1: bool
     http2: bool
 
+    def __repr__(self) -> str:
+        return "<Route>"  # a proxy's headers hold credentials
 
-@dataclass(frozen=True, slots=True, repr=False)  # `repr=False`: the headers hold credentials
-class Target:
+
+class Target(NamedTuple):
     """One response of one server, with the headers that the application sent when it made it.
 
     `tenant` stands for the credentials among the headers; it is drawn anew in each process.
@@ -85,6 +85,9 @@ class Target:
     url: str
     headers: tuple[tuple[bytes, bytes], ...]
     tenant: int
+
+    def __repr__(self) -> str:
+        return "<Target>"  # the headers hold credentials
 
 
 def make_target(http_client: Any, request: Any, response_id: str) -> Target | MissingReason:
@@ -178,12 +181,12 @@ class HttpRetriever:
             await self._lines.pop(route).transport.aclose()
 
 
-@dataclass(slots=True)
 class _Line:
     """The connections of one route, and how many requests use them right now."""
 
-    transport: Any
-    users: int = 0
+    def __init__(self, transport: Any) -> None:
+        self.transport = transport
+        self.users = 0
 
 
 def _make_transport(route: Route, max_connections: int) -> Any:
