@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from opentelemetry import propagate
 
+from .._recovery import give_way
 from .._response import Response
 from .._retrieval import Answer, Trouble
 from .._usage import MissingReason
@@ -139,7 +140,9 @@ class HttpRetriever:
         try:
             for _ in range(_MOST_REDIRECTS):
                 request = library.Request("GET", url, headers=list(target.headers), extensions=extensions)
+                give_way()
                 response = await line.transport.handle_async_request(request)
+                give_way()
                 try:
                     content = await _read(response)
                 finally:
