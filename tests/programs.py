@@ -263,9 +263,8 @@ class Collector(Program):
         """The health check."""
         return f"http://127.0.0.1:{self.health_port}/"
 
-    def scrape(self, *, exemplars: bool = False) -> str:
-        """The metrics of the services, as Prometheus gets them."""
-        accept = "application/openmetrics-text" if exemplars else "text/plain"
+    def scrape(self, accept: str = "text/plain") -> str:
+        """The metrics of the services, in the format that Prometheus gets if it asks for this one."""
         return get(f"http://127.0.0.1:{self.prometheus_port}/metrics", {"accept": accept})
 
     def metric(self, name: str, **labels: str) -> float:
