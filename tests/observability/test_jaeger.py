@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.environment_variables import (
     OTEL_EXPORTER_OTLP_ENDPOINT,
     OTEL_EXPORTER_OTLP_PROTOCOL,
 )
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from rich.console import Console
 
 from demo import perform
@@ -21,6 +26,7 @@ from programs import Collector, Jaeger, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SERVICE = "otel-responses-usage-demo"
 SPANS = 17  # one around each of eight calls, one for each call, one for the resumed stream
@@ -146,3 +152,17 @@ def test_jaeger_names_the_service_and_its_instance(told: Told) -> None:
     assert {process["serviceName"] for process in told.processes} == {SERVICE}
     instances = {tags(process).get("service.instance.id") for process in told.processes}
     assert len(instances) == 1
+
+
+def test_a_span_that_is_sent_twice_is_there_once(tmp_path: Path) -> None:
+    """What is sent again, because nobody knows whether it arrived, is stored under the same id."""
+    spans = InMemorySpanExporter()
+    tracing = TracerProvider(resource=Resource.create({"service.name": "twice"}))
+    tracing.add_span_processor(SimpleSpanProcessor(spans))
+    tracing.get_tracer("twice").start_span("once").end()
+    with Jaeger(tmp_path) as jaeger:
+        exporter = OTLPSpanExporter(f"http://{jaeger.otlp_endpoint}", insecure=True)
+        for _ in range(2):
+            assert exporter.export(spans.get_finished_spans()) is SpanExportResult.SUCCESS
+        exporter.shutdown()
+        assert [span["operationName"] for span in jaeger.spans("twice")] == ["once"]

@@ -45,6 +45,7 @@ def assert_whole(title: str, traffic: Traffic, jaeger: Jaeger, collector: Collec
         f" tokens in {sum(traffic.tokens.values())}, out {sum(known.values())}"
     )
     assert arrived == sent
+    assert len(jaeger.spans("busy", limit=50_000)) == len(sent)
     assert known == traffic.tokens
     assert len(sent) > 100
 
