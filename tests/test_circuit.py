@@ -17,7 +17,7 @@ from embedded.answer import Answer, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Wait
 from embedded.responses_api import Plan, ResponsesAPI, error
 from observed import Observed
-from otel_responses_usage import ResponsesUsageInstrumentor, _recovery
+from otel_responses_usage import ResponsesUsageInstrumentor, _worker
 from otel_responses_usage._circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
 from otel_responses_usage._response import Response
 from otel_responses_usage._retrieval import RetrievalPolicy, Retrieved
@@ -206,8 +206,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             return super().learn(verdict, clock.now, is_trial=is_trial)
 
     retrieval = RetrievalPolicy(first_wait_s=0.01, longest_wait_s=0.2)
-    monkeypatch.setattr(_recovery, "Circuit", Timed)
-    monkeypatch.setattr(_recovery, "RetrievalPolicy", lambda: retrieval)
+    monkeypatch.setattr(_worker, "Circuit", Timed)
+    monkeypatch.setattr(_worker, "RetrievalPolicy", lambda: retrieval)
     return clock
 
 

@@ -32,8 +32,8 @@ from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, 
 from embedded.responses_api import Plan, ResponsesAPI
 from observed import PATIENCE_S, Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import ResponsesUsageInstrumentor
-from otel_responses_usage._recovery import THREAD_NAME
 from otel_responses_usage._surfaces import HttpRetriever, _http
+from otel_responses_usage._worker import THREAD_NAME
 from test_matrix import RUNTIMES, Runtime
 
 ANSWER = Answer(

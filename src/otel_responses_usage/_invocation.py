@@ -11,13 +11,14 @@ from . import _fault
 from ._body import BodyReader, DocumentReader, body_reader
 from ._config import Config
 from ._outcome import ABANDONED, CLOSED, EXIT, TRUNCATED, Ending, Outcome, ending_of
-from ._recovery import Job, Place, Recovery, Target
+from ._recovery import Recovery
 from ._request import Operation, ResponsesRequest
 from ._response import Response
 from ._retrieval import Retrieved
 from ._state import AnswerState
 from ._telemetry import Record, Retrieval, Telemetry
 from ._usage import MissingReason, Usage, UsageSource
+from ._worker import Job, Place, Target
 
 
 class Invocation:

@@ -22,10 +22,10 @@ from urllib.parse import quote
 
 from opentelemetry import propagate
 
-from .._recovery import give_way
 from .._response import Response
 from .._retrieval import Answer, Trouble
 from .._usage import MissingReason
+from .._worker import give_way
 
 # Headers that belong to the request that made the response, not to the application's settings.
 _OF_THE_REQUEST: Final = frozenset(
