@@ -36,7 +36,10 @@ def instructions(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("benchmarks.instructions")
 
 
-@pytest.mark.parametrize(("measurement", "number"), [("event", 3), ("call", 5), ("memory", 2)])
+@pytest.mark.parametrize(
+    ("measurement", "number"),
+    [("event", 3), ("pipeline", 2), ("call", 5), ("memory", 2), ("fallback", 4), ("startup", 1)],
+)
 def test_a_measurement_runs(measurement: str, number: int) -> None:
     """Each measurement gives its rows, with a result and a goal, from a process of its own."""
     done = run("benchmarks.one", measurement, "--quick")
@@ -72,9 +75,23 @@ def test_next_to_nothing_does_not_grow(instructions: Any) -> None:
     assert instructions.Count("event, no SDK", 100, 2_500, -0.02).grew
 
 
-def test_a_python_without_a_baseline_is_held_to_none(instructions: Any) -> None:
-    """A count without a baseline has not grown."""
-    assert not instructions.Count("event", 9_999_999, 1, None).grew
+@pytest.mark.parametrize(("ci", "status"), [("true", 1), ("", 0)])
+def test_a_python_without_a_baseline_does_not_pass_in_ci(
+    ci: str,
+    status: int,
+    instructions: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A count without a baseline has not grown, but CI is not to hold nothing and say so to nobody."""
+    from benchmarks import __main__ as command
+
+    unknown = instructions.Count("event", 9_999_999, 1, None)
+    assert not unknown.grew
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr(command.instructions, "counts", lambda: [unknown])
+    assert command._check(update=False) == status
+    assert "`scripts/bench --update` makes one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("times", "grown"), [(1.0, []), (1.08, []), (1.2, ["event"])])
