@@ -82,6 +82,7 @@ class ResponsesRequest(NamedTuple):
         return f"{self.operation.value} {self.model}" if self.model else self.operation.value
 
 
+@functools.lru_cache(maxsize=64)
 def is_create(method: str, path: str) -> bool:
     """Whether a request makes a response; `path` is without query."""
     return method.lower() == "post" and _CREATE.fullmatch(path) is not None

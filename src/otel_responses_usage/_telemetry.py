@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
@@ -19,6 +20,20 @@ from ._response import Response
 from ._usage import MissingReason, Usage, UsageSource
 
 _API_TYPE: Final = "responses"
+# What a span says from its start, by the fields of the request, where they are given.
+_ASKED: Final = {
+    "max_output_tokens": names.REQUEST_MAX_TOKENS,
+    "temperature": names.REQUEST_TEMPERATURE,
+    "top_p": names.REQUEST_TOP_P,
+    "reasoning_effort": names.REQUEST_REASONING_LEVEL,
+    "previous_response_id": names.REQUEST_PREVIOUS_RESPONSE_ID,
+    "stream_cursor": names.REQUEST_STREAM_CURSOR,
+    "conversation_id": names.CONVERSATION_ID,
+    "output_type": names.OUTPUT_TYPE,
+    "service_tier": names.OPENAI_REQUEST_SERVICE_TIER,
+    "response_id": names.RESPONSE_ID,
+}
+_asked: Final = operator.attrgetter(*_ASKED)
 
 _Take: TypeAlias = Callable[[int, dict[str, AttributeValue], Context], None]
 
@@ -142,24 +157,13 @@ class Telemetry:
 
     def start(self, request: ResponsesRequest, start_ns: int) -> Span:
         """Open the span of a call, as a child of whatever is current."""
-        asked = {
-            names.REQUEST_MAX_TOKENS: request.max_output_tokens,
-            names.REQUEST_TEMPERATURE: request.temperature,
-            names.REQUEST_TOP_P: request.top_p,
-            names.REQUEST_REASONING_LEVEL: request.reasoning_effort,
-            names.REQUEST_PREVIOUS_RESPONSE_ID: request.previous_response_id,
-            names.REQUEST_STREAM_CURSOR: request.stream_cursor,
-            names.CONVERSATION_ID: request.conversation_id,
-            names.OUTPUT_TYPE: request.output_type,
-            names.OPENAI_REQUEST_SERVICE_TIER: request.service_tier,
-            names.RESPONSE_ID: request.response_id,
-        }
         attributes: dict[str, AttributeValue] = {
             **_common(request.operation, request.server, request.model),
             names.REQUEST_STREAM: request.streams,
             names.OPENAI_API_TYPE: _API_TYPE,
-            **_given(asked),
         }
+        asked = zip(_ASKED.values(), _asked(request), strict=True)
+        attributes |= {name: value for name, value in asked if value is not None}
         return self._tracer.start_span(
             request.span_name, kind=SpanKind.CLIENT, attributes=attributes, start_time=start_ns
         )
