@@ -300,6 +300,8 @@ class Worker:
         try:
             if tasks:
                 self._loop.run_until_complete(asyncio.wait(tasks, timeout=STOP_GRACE_S))
+            # It also gives connections that have just been closed the turns they need to be gone.
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         except BaseException:
             _fault.report("ending the look-ups")
         self._loop.close()
