@@ -35,6 +35,7 @@ METRICS = {
     _semconv.METRIC_CALLS: "_total",
     _semconv.METRIC_PENDING: "",
     _semconv.METRIC_OPEN_CIRCUITS: "",
+    _semconv.METRIC_FAULTS: "_total",
 }
 # What the Collector makes of spans: see the connector in collector-config.yaml.
 OF_SPANS = {"openai_responses_spans_input_tokens_total", "openai_responses_spans_cached_input_tokens_total"}
