@@ -65,8 +65,8 @@ def test_every_query_has_an_answer(at_work: Stack, panel: dict[str, Any]) -> Non
 def test_a_rate_spans_two_exports(panel: dict[str, Any]) -> None:
     """A rate looks at more than a minute, in which a service exports once, whatever the time range.
 
-    Grafana takes a step and a scrape for `$__rate_interval`, or four scrapes, if that is longer: a minute, where
-    steps are short, and between the first and the last of four scrapes there may be no export.
+    Grafana takes a step and a scrape for `$__rate_interval`, or four scrapes, if that is longer: a minute,
+    where steps are short, and between the first and the last of four scrapes there may be no export.
     """
     found = re.fullmatch(r"(\d+)m", panel["interval"])
     assert found

@@ -127,6 +127,18 @@ def test_minutes_are_as_long_as_the_rules_think() -> None:
     assert jobs["scrape_interval"] == "15s"
 
 
+def test_gateways_and_agents_are_scraped_as_the_jobs_that_the_rules_know() -> None:
+    """What the gateways' README has for Prometheus are the jobs of prometheus.yml with other targets."""
+    readme = (EXAMPLE.with_name("gateway") / "README.md").read_text("utf-8")
+    [block] = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+
+    def jobs(text: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = yaml.safe_load(text)["scrape_configs"]
+        return [{key: value for key, value in job.items() if key != "static_configs"} for job in found]
+
+    assert jobs(block) == jobs((RULES / "prometheus.yml").read_text("utf-8"))
+
+
 def test_the_readme_explains_every_alert() -> None:
     """The table of alerts has each with its severity, and no other."""
     readme = (EXAMPLE / "README.md").read_text("utf-8")
