@@ -158,7 +158,7 @@ def measure_flow(title: str, collector: Collector, requests: list[bytes], count:
 
 
 def measure_waiting(collector: Collector, requests: list[bytes], count: int) -> None:
-    """Memory of traces of one span that wait for their decision; CPU before it, and until all kept are sent."""
+    """Memory of traces of one span that wait for their decision, and CPU until it and after it."""
     before = collector.metric("otelcol_process_memory_rss")
     spent = collector.metric("otelcol_process_cpu_seconds")
     send(collector.grpc_endpoint, TRACES, requests)
