@@ -34,6 +34,7 @@ METRICS = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 BATCH = 512  # the SDK's
 REQUESTS = 200
 PROCESSES = 200
+DECISION_WAIT = 20  # longer than it takes to send the requests
 
 
 def main() -> None:
@@ -56,6 +57,7 @@ def main() -> None:
                 TAIL_SAMPLING,
                 JAEGER_OTLP_ENDPOINT=endpoint,
                 TAIL_TRACES="1000000",
+                TAIL_DECISION_WAIT=f"{DECISION_WAIT}s",
             )
             with tail:
                 measure_waiting(tail, requests, count)
@@ -156,15 +158,20 @@ def measure_flow(title: str, collector: Collector, requests: list[bytes], count:
 
 
 def measure_waiting(collector: Collector, requests: list[bytes], count: int) -> None:
-    """Memory of traces of one span that wait for their decision."""
+    """Memory of traces of one span that wait for their decision, and CPU until it and after it."""
     before = collector.metric("otelcol_process_memory_rss")
     spent = collector.metric("otelcol_process_cpu_seconds")
     send(collector.grpc_endpoint, TRACES, requests)
     held = collector.metric("otelcol_process_memory_rss") - before
     say("memory of tail sampling per trace that waits", held / count, "bytes")
-    spent = collector.metric("otelcol_process_cpu_seconds") - spent
-    say("CPU of tail sampling per span that comes in", spent / count * 1e6, "µs")
-    collector.kill()  # which loses them; nobody waits for the decisions
+    taken = collector.metric("otelcol_process_cpu_seconds")
+    say("CPU of tail sampling per span that comes in", (taken - spent) / count * 1e6, "µs")
+    decided = "otelcol_processor_tail_sampling_global_count_traces_sampled"
+    wait_until(lambda: collector.metric(decided) == count, "last decision", 120)
+    kept = collector.metric(decided, sampled="true")
+    wait_until(lambda: collector.metric("otelcol_exporter_sent_spans") == kept, "last span", 120)
+    spent = collector.metric("otelcol_process_cpu_seconds") - taken
+    say("CPU per trace that is kept, with all decisions", spent / kept * 1e6, "µs")
 
 
 def measure_queue(collector: Collector, requests: list[bytes], count: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from contextlib import suppress
 from functools import partial
 from itertools import combinations
@@ -58,6 +59,18 @@ def test_every_query_has_an_answer(at_work: Stack, panel: dict[str, Any]) -> Non
         found = wait_until(partial(numbers, target), promql(target), 60)
         shown = [part.partition("}}")[0] for part in target.get("legendFormat", "").split("{{")[1:]]
         assert all(any(label in one["metric"] for one in found) for label in shown)
+
+
+@pytest.mark.parametrize("panel", [panel for panel in PANELS if "rate(" in json.dumps(panel.values[0])])
+def test_a_rate_spans_two_exports(panel: dict[str, Any]) -> None:
+    """A rate looks at more than a minute, in which a service exports once, whatever the time range.
+
+    Grafana takes a step and a scrape for `$__rate_interval`, or four scrapes, if that is longer: a minute,
+    where steps are short, and between the first and the last of four scrapes there may be no export.
+    """
+    found = re.fullmatch(r"(\d+)m", panel["interval"])
+    assert found
+    assert int(found[1]) >= 1
 
 
 @pytest.mark.parametrize("panel", [panel for panel in PANELS if "exemplar" in json.dumps(panel.values[0])])

@@ -35,6 +35,7 @@ METRICS = {
     _semconv.METRIC_CALLS: "_total",
     _semconv.METRIC_PENDING: "",
     _semconv.METRIC_OPEN_CIRCUITS: "",
+    _semconv.METRIC_FAULTS: "_total",
 }
 # What the Collector makes of spans: see the connector in collector-config.yaml.
 OF_SPANS = {"openai_responses_spans_input_tokens_total", "openai_responses_spans_cached_input_tokens_total"}
@@ -124,6 +125,18 @@ def test_minutes_are_as_long_as_the_rules_think() -> None:
     assert {group["interval"] for group in groups} == {"1m"}
     jobs = yaml.safe_load((RULES / "prometheus.yml").read_text("utf-8"))["global"]
     assert jobs["scrape_interval"] == "15s"
+
+
+def test_gateways_and_agents_are_scraped_as_the_jobs_that_the_rules_know() -> None:
+    """What the gateways' README has for Prometheus are the jobs of prometheus.yml with other targets."""
+    readme = (EXAMPLE.with_name("gateway") / "README.md").read_text("utf-8")
+    [block] = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+
+    def jobs(text: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = yaml.safe_load(text)["scrape_configs"]
+        return [{key: value for key, value in job.items() if key != "static_configs"} for job in found]
+
+    assert jobs(block) == jobs((RULES / "prometheus.yml").read_text("utf-8"))
 
 
 def test_the_readme_explains_every_alert() -> None:
