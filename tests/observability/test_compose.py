@@ -45,11 +45,15 @@ def test_the_file_follows_the_schema() -> None:
 
 
 def test_releases_are_pinned() -> None:
-    """Each image has the tag of one release, the Collector's of the one that the tests build."""
+    """Each image has the tag of one release, Collector and Prometheus of the one that the tests build."""
     tags = {name: service["image"].rpartition(":")[2] for name, service in SERVICES.items()}
     assert all(re.fullmatch(r"v?\d+\.\d+\.\d+", tag) for tag in tags.values())
     built = yaml.safe_load((ROOT / "collector-builder.yaml").read_text("utf-8"))
     assert tags["otel-collector"] == built["dist"]["version"]
+    # Prometheus' module of 3.16.0 is v0.316.0.
+    major, minor, patch = tags["prometheus"].removeprefix("v").split(".")
+    module = (ROOT / "scripts" / "programs" / "prometheus" / "go.mod").read_text("utf-8")
+    assert f"prometheus/prometheus v0.{major}{minor:0>2}.{patch}\n" in module
 
 
 def test_ports_are_on_loopback() -> None:
