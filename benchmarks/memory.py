@@ -31,7 +31,7 @@ def rows(*, quick: bool) -> list[Row]:
             2048,
             "bytes",
         ),
-        # Between 16 and 32 gaps are held of a long stream.
+        # Between 12 and 24 gaps are held of a long stream.
         Row(f"memory added by {many - few:,} more events", after_many - after_few, 128, "bytes", "0 bytes"),
     ]
 

@@ -22,7 +22,7 @@ _PROGRESS: Final = frozenset({"response.in_progress", "response.queued"})
 _MOST_KINDS: Final = 32
 _OTHER_KIND: Final = "other"
 # Each is a point to be recorded, which costs the SDK twenty times what an event costs us.
-_MOST_GAPS: Final = 32
+_MOST_GAPS: Final = 24
 _LONGEST_GAP_US: Final = 2**32 - 1
 
 _NEVER: Final = sys.maxsize
