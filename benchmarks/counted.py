@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import call, pieces, standin
-from .floor import Floor
+from .floor import Floor, async_read, read
 
 EVENTS = 500
 CALLS = 10
@@ -86,9 +86,9 @@ def parts(artificial_loss: int = 0) -> dict[str, Callable[[int], None]]:
     return {
         "plain event": drain(standin.PlainSyncAPIClient, same),
         "plain event, async": async_drain(standin.PlainAsyncAPIClient),
-        "floor event": lambda times: _read(Floor(standin.SyncByteStream(same[times]))),
+        "floor event": lambda times: read(Floor(standin.SyncByteStream(same[times]))),
         "floor event, async": lambda times: standin.run(
-            _async_read(Floor(standin.AsyncByteStream(same[times])))
+            async_read(Floor(standin.AsyncByteStream(same[times])))
         ),
         "event": wasteful,
         "event, async": async_drain(standin.AsyncAPIClient),
@@ -98,16 +98,6 @@ def parts(artificial_loss: int = 0) -> dict[str, Callable[[int], None]]:
         "call, not sampled": unheard(unsampled, repeat("call")),
         "event, no SDK": unheard(deaf, drain(standin.SyncAPIClient, same)),
     }
-
-
-def _read(stream: Any) -> None:
-    for _ in stream:
-        pass
-
-
-async def _async_read(stream: Any) -> None:
-    async for _ in stream:
-        pass
 
 
 def main() -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from . import pieces, standin
 from .clock import added, paired
-from .floor import Floor
+from .floor import Floor, async_read, read
 from .row import Row
 
 
@@ -48,18 +47,8 @@ def _works(stream: list[bytes], size: int) -> dict[str, Callable[[], object]]:
     return {
         f"plain {size}": lambda: standin.drain(plain),
         f"sync {size}": lambda: standin.drain(ours),
-        f"sync floor {size}": lambda: _read(Floor(standin.SyncByteStream(stream))),
+        f"sync floor {size}": lambda: read(Floor(standin.SyncByteStream(stream))),
         f"async plain {size}": lambda: standin.run(standin.async_drain(plain_async)),
         f"async {size}": lambda: standin.run(standin.async_drain(ours_async)),
-        f"async floor {size}": lambda: standin.run(_async_read(Floor(standin.AsyncByteStream(stream)))),
+        f"async floor {size}": lambda: standin.run(async_read(Floor(standin.AsyncByteStream(stream)))),
     }
-
-
-def _read(stream: Any) -> None:
-    for _ in stream:
-        pass
-
-
-async def _async_read(stream: Any) -> None:
-    async for _ in stream:
-        pass

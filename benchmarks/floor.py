@@ -34,3 +34,15 @@ class Floor:
             if piece.startswith(head) and piece.endswith(b"\n\n"):
                 self.count += 1
             yield piece
+
+
+def read(stream: Any) -> None:
+    """Take every piece, and do nothing with it."""
+    for _ in stream:
+        pass
+
+
+async def async_read(stream: Any) -> None:
+    """Take every piece, and do nothing with it."""
+    async for _ in stream:
+        pass

@@ -18,9 +18,9 @@ import pytest
 from calls import CALLS, MODEL, Call, settle
 from conftest import Instrument, Serve
 from embedded.answer import FAILED, Answer
-from embedded.http_server import Cut, Pause, Reply, SeenRequest, Step, Wait
+from embedded.http_server import Cut, Pause, Reply, ScriptedServer, SeenRequest, Step, Wait
 from embedded.responses_api import Plan, ResponsesAPI
-from observed import eventually, token_attributes, usage_attributes
+from observed import Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import ResponsesUsageInstrumentor
 from otel_responses_usage._surfaces import _tail
 from test_endings import (
@@ -72,6 +72,19 @@ async def until(runtime: Runtime, holds: Callable[[], Any]) -> None:
     deadline = time.monotonic() + 15
     while not holds() and time.monotonic() < deadline:
         await pause(runtime)
+
+
+def close_with_a_tail(runtime: Runtime, observed: Observed, server: ScriptedServer, api: GatedAPI) -> None:
+    """Close a stream half-way, and let the server go on; the client stays until the call is told."""
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        await settle((await read_half(client)).close())
+        api.gate.set()
+        await until(runtime, lambda: observed.finished)
+        await settle(client.close())
+
+    runtime.drive(main)
 
 
 @both
@@ -138,16 +151,7 @@ def test_a_tail_that_fails_is_still_a_close(runtime: Runtime, instrument: Instru
     """What the response came to afterwards is its status; how the call ended was the application's doing."""
     observed = instrument(tail_timeout=60)
     api = GatedAPI(replace(ANSWER, ending=FAILED))
-    server = serve(api)
-
-    async def main() -> None:
-        client = client_of(runtime, server)
-        await settle((await read_half(client)).close())
-        api.gate.set()
-        await until(runtime, lambda: observed.finished)
-        await settle(client.close())
-
-    runtime.drive(main)
+    close_with_a_tail(runtime, observed, serve(api), api)
     assert told(observed.span()) == TAILED
     assert (observed.span().attributes or {})["openai_responses.response.status"] == "failed"
 
@@ -302,16 +306,7 @@ def test_a_tail_that_breaks_off_is_looked_up(runtime: Runtime, instrument: Instr
     """A connection that is lost in mid-tail costs the tail, not the usage."""
     observed = instrument(tail_timeout=60)
     api = GatedAPI(ANSWER, Cut())
-    server = serve(api)
-
-    async def main() -> None:
-        client = client_of(runtime, server)
-        await settle((await read_half(client)).close())
-        api.gate.set()
-        await until(runtime, lambda: observed.finished)
-        await settle(client.close())
-
-    runtime.drive(main)
+    close_with_a_tail(runtime, observed, serve(api), api)
     assert told(observed.span()) == looked_up("closed")
 
 

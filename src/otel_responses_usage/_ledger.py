@@ -98,7 +98,9 @@ class Ledger:
         # The metrics have come along with the parent's values. They are put right by the first call: just
         # after a fork, whatever an application does is risky.
         pending, forget_circuits = self._recovery.begin_anew()
-        self._owed += [partial(self._telemetry.release, INVALID_SPAN)] * pending + [forget_circuits]
+        if pending:
+            self._owed.append(partial(self._telemetry.release, INVALID_SPAN, pending))
+        self._owed.append(forget_circuits)
 
     def _strike(self, invocation: Invocation) -> None:
         self._open.pop(invocation, None)

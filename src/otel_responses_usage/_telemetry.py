@@ -189,9 +189,9 @@ class Telemetry:
         """Count a span that stays open for its usage."""
         _try(self._count_pending, span, 1)
 
-    def release(self, span: Span) -> None:
-        """Count a held span as held no more."""
-        _try(self._count_pending, span, -1)
+    def release(self, span: Span, number: int = 1) -> None:
+        """Count a held span as held no more, or so many of a parent process as not held in this one."""
+        _try(self._count_pending, span, -number)
 
     def _count_pending(self, span: Span, change: int) -> None:
         self._pending.add(change, context=_context_of(span))
