@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import anyio
+import openai
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -182,6 +183,37 @@ def test_a_dropped_stream_is_told_when_it_is_collected(
     assert told(span) == expected
     assert span.status.status_code is StatusCode.ERROR
     assert token_attributes(span) == (usage_attributes(ANSWER.usage) if "source" in expected else {})
+
+
+async def read_half_and_closed(client: Any) -> None:
+    await settle((await read_half(client)).close())
+
+
+@pytest.mark.parametrize("leave", [read_half, read_half_and_closed], ids=["dropped", "closed"])
+@both
+@untidy
+def test_a_dropped_client_is_finalized_as_ever(
+    runtime: Runtime, leave: Callable[[Any], Awaitable[Any]], observed: Observed, serve: Serve
+) -> None:
+    """A client that is dropped with its stream closes its connections then and there, on that thread."""
+    server = serve(ResponsesAPI(lambda _: replace(HALF, fate="stuck")))
+    threads: list[str] = []
+    base = openai.DefaultHttpxClient if runtime is SYNC else openai.DefaultAsyncHttpxClient
+
+    class Noting(base):  # type: ignore[misc, valid-type]
+        def __del__(self) -> None:
+            threads.append(threading.current_thread().name)
+
+    async def main() -> None:
+        with collected_only_by_hand():
+            await leave(
+                runtime.client(base_url=f"{server.url}/v1", api_key="k", max_retries=0, http_client=Noting())
+            )
+            gc.collect()
+            assert observed.finished == 0
+            assert threads == [threading.current_thread().name]
+
+    runtime.drive(main)
 
 
 class CollectingExporter(SpanExporter):

@@ -231,7 +231,7 @@ class Storm:
     cut_s: float = 0.0  # from the server's first cut to its last
     seen_s: float = 0.0  # until the application had seen them all
     seen_cpu_s: float = 0.0  # what the event loop's thread did in that time
-    worst_lag_cpu_s: float = 0.0  # what it did while its event loop owed a tick
+    worst_lag_s: float = 0.0  # the latest tick of its event loop in that time
     lag_after_s: float = 0.0  # the middle one, while usage was looked up
     most_gets: int = 0
     peak_mb: float = 0.0
@@ -242,7 +242,7 @@ class Storm:
         return (
             f"{self.streams} streams cut within {self.cut_s:.2f} s: {dict(self.told)}; "
             f"seen after {self.seen_s:.1f} s, {self.seen_cpu_s:.1f} s of processor time, the worst tick "
-            f"{self.worst_lag_cpu_s:.2f} s; ticks while looking up {1000 * self.lag_after_s:.1f} ms late; "
+            f"{self.worst_lag_s:.2f} s late; ticks while looking up {1000 * self.lag_after_s:.1f} ms late; "
             f"{self.most_gets} GETs at most; {self.peak_mb:.0f} MB at most, {self.mb_left:+.1f} MB and "
             f"{self.blocks_left:+d} blocks afterwards"
         )
@@ -253,18 +253,12 @@ class Ticker:
     """A task that wants to be woken regularly."""
 
     late_s: list[float] = field(default_factory=list)
-    late_cpu_s: list[float] = field(default_factory=list)
 
     async def run(self) -> None:
         while True:
-            due, worked = time.perf_counter() + TICK_S, time.thread_time()
+            due = time.perf_counter() + TICK_S
             await asyncio.sleep(TICK_S)
             self.late_s.append(time.perf_counter() - due)
-            self.late_cpu_s.append(time.thread_time() - worked)
-
-    def clear(self) -> None:
-        self.late_s.clear()
-        self.late_cpu_s.clear()
 
 
 def client_of(server: Server) -> openai.AsyncOpenAI:
@@ -306,14 +300,14 @@ async def _storm(server: Server, storm: Storm, tally: Tally | None, *, holds_loo
     ticker = Ticker()
     ticking = asyncio.create_task(ticker.run())
     await asyncio.sleep(0.2)
-    ticker.clear()
+    ticker.late_s.clear()
     began, worked = time.perf_counter(), time.thread_time()
     server("cut")
     await asyncio.gather(*calls)
     storm.seen_s, storm.seen_cpu_s = time.perf_counter() - began, time.thread_time() - worked
     await asyncio.sleep(2 * TICK_S)
-    storm.worst_lag_cpu_s = max(ticker.late_cpu_s)
-    ticker.clear()
+    storm.worst_lag_s = max(ticker.late_s)
+    ticker.late_s.clear()
     server("release look-ups")
     while tally is not None and tally.finished < storm.streams and time.perf_counter() < began + PATIENCE_S:
         await asyncio.sleep(0.02)
@@ -373,7 +367,7 @@ def large_heap() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def storms(server: Server, large_heap: None, request: pytest.FixtureRequest) -> dict[str, Storm]:  # noqa: ARG001
-    """The same storm unwatched, watched with room for all, and watched with the default settings."""
+    """The same storm unwatched, watched with room for all, with the default settings, and unwatched again."""
     streams = min(AT_ONCE, allow_files() - SPARE_FILES)
     terminal = request.config.get_terminal_writer()
     terminal.line()
@@ -386,6 +380,7 @@ def storms(server: Server, large_heap: None, request: pytest.FixtureRequest) -> 
         ("unwatched", None, False),
         ("watched", Config(max_pending=2 * AT_ONCE, **patient), False),
         ("default", Config(**patient), True),
+        ("unwatched again", None, False),
     ):
         storms[name] = storm_over(server, streams, config, holds_look_ups=holds_look_ups)
         terminal.line(f"{name}: {storms[name]}")
@@ -424,10 +419,12 @@ def test_a_storm_does_not_reach_the_server_again(storms: dict[str, Storm]) -> No
 
 
 def test_the_event_loop_gets_through_a_storm(storms: dict[str, Storm]) -> None:
-    """Told or not, the cuts keep the event loop busy for a time of the same order."""
-    unwatched, watched = storms["unwatched"], storms["watched"]
-    assert watched.seen_cpu_s < MOST_DELAY * unwatched.seen_cpu_s
-    assert watched.worst_lag_cpu_s < MOST_DELAY * unwatched.worst_lag_cpu_s
+    """Told or not, the cuts keep the event loop busy for as long, but for what such runs differ anyway."""
+    unwatched = (storms["unwatched"], storms["unwatched again"])
+    for measured in ("seen_s", "seen_cpu_s", "worst_lag_s"):
+        without_us = max(getattr(storm, measured) for storm in unwatched)
+        for name in ("watched", "default"):
+            assert getattr(storms[name], measured) < MOST_DELAY * without_us, (name, measured)
 
 
 def test_look_ups_leave_the_event_loop_alone(storms: dict[str, Storm]) -> None:
@@ -589,8 +586,8 @@ def test_memory_does_not_grow_with_streams_without_a_network(
 # Blocks for each stream: the SDK's own examples and caches fill up slowly, but what every stream of one of
 # the four uses leaves behind comes to a quarter of a block at least.
 LEAK = 0.2
-# Processor time of the storm while it is told, in that of the storm which nobody tells.
-MOST_DELAY = 5.0
+# Two runs of a storm that nobody tells differ by a fifth, and on a busy machine by more.
+MOST_DELAY = 2.0
 
 if __name__ == "__main__":
     main()

@@ -30,7 +30,7 @@ from otel_responses_usage._response import Response as ResponseFacts
 from otel_responses_usage._retrieval import Answer as Answered
 from otel_responses_usage._retrieval import RetrievalPolicy, Retrieved
 from otel_responses_usage._usage import MissingReason, Usage, UsageSource
-from otel_responses_usage._worker import Job, Place
+from otel_responses_usage._worker import Aim, Job, Place
 
 COUNTS = usage(7, 21, cached=3, reasoning=11)
 ANSWER = Answer(pieces=("one ", "two ", "three "), usage=COUNTS)
@@ -382,7 +382,7 @@ def test_two_calls_with_the_same_id_are_two_calls(serve: Serve, observed: Observ
     backend = Backend(serve, lambda _: Plan(ANSWER, cut_after=5, end=Cut()))
     with backend.client() as client:
         assert backend.cut(client) == backend.cut(client) == ANSWER.id
-        assert observed.pending() == 2
+        eventually(lambda: observed.pending() == 2, "both spans held")
         with backend.client(by="somebody else") as other:
             other.responses.retrieve(ANSWER.id)
         backend.keeps_us_waiting = False
@@ -445,9 +445,13 @@ def test_a_look_up_that_is_over_while_its_answer_arrives_asks_no_more(ends_by: s
         settled.set()
 
     retriever = Meanwhile(happens)
-    recovery = Recovery(Config(), lambda: retriever)
+    recovery = Recovery(Config(), lambda _: retriever)
     place = Place("127.0.0.1", 80, background=False, tenant=0)
-    job = Job("resp_1", place, SimpleNamespace(tenant=0), time.monotonic() + 0.1, settle_job)
+    asker = SimpleNamespace(
+        on_begin=lambda _: Aim(place, SimpleNamespace(tenant=0)),
+        on_result=lambda _, result, source: settle_job(result, source),
+    )
+    job = Job("resp_1", time.monotonic() + 0.1, asker)
     recovery.submit(job)
     try:
         assert settled.wait(2.0)

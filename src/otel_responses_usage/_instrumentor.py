@@ -55,7 +55,7 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         )
         recovery = Recovery(
             config,
-            lambda: HttpRetriever(config.max_concurrency),
+            lambda give_way: HttpRetriever(config.max_concurrency, give_way),
             lambda place, change: telemetry.count_circuit(place.address, place.port, change),
         )
         _fault.count_with(telemetry.count_fault)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
 
 from opentelemetry.trace import Span
 
@@ -18,7 +20,17 @@ from ._retrieval import Retrieved
 from ._state import AnswerState
 from ._telemetry import Record, Retrieval, Telemetry
 from ._usage import MissingReason, Usage, UsageSource
-from ._worker import Job, Place, Target
+from ._worker import Aim, Job, Place, Target
+
+
+class _Wait(NamedTuple):
+    """What a call that has ended waits with for its usage."""
+
+    ending: Ending
+    end_ns: int
+    # It holds the request with its prompt, and is let go when the worker has used it.
+    make_target: Callable[[str], Target | MissingReason] | None
+    cannot_ask: bool = False
 
 
 class Invocation:
@@ -46,6 +58,7 @@ class Invocation:
         "_tail_of",
         "_telemetry",
         "_to_wall_clock_ns",
+        "_wait",
         "passes",
         "span",
         "watch",
@@ -77,6 +90,7 @@ class Invocation:
         self._open: list[None] = [None]
         self._ended = False
         self._tail_of: list[int] | None = None  # the end of a call whose stream is being read on
+        self._wait: _Wait | None = None
         # A quick way for most pieces of the answer: whether it has taken one, or `on_bytes` has to.
         self.passes: Callable[[bytes], bool] = sees_nothing
         self.watch: object = None  # kept for whoever watches over the answer on the call's behalf
@@ -244,8 +258,7 @@ class Invocation:
         end_ns = self._end()
         if end_ns is not None:
             ending = self._stream_error() or ABANDONED
-            settle = _fault.contained("ending a call")(self._settle)
-            self._recovery.run_later(lambda: settle(ending, end_ns))
+            self._recovery.run_later(partial(self._settle, ending, end_ns))
 
     @_fault.contained("ending a call")
     def finish(self, ending: Ending) -> None:
@@ -276,6 +289,9 @@ class Invocation:
     def _now_ns(self) -> int:
         return time.perf_counter_ns() + self._to_wall_clock_ns
 
+    def _seconds_since(self, end_ns: int) -> float:
+        return (self._now_ns() - end_ns) / 1e9
+
     def _settle(self, ending: Ending, end_ns: int) -> None:
         self._on_finish(self)
         self._close_books(ending, end_ns)
@@ -292,7 +308,12 @@ class Invocation:
         else:
             reason = self._why_not() or self._look_up(ending, end_ns, response)
             if reason is not None:
-                self._write(ending, end_ns, response, None, None, self._final(reason, response), None)
+                final = self._final(reason, response)
+                write = partial(self._write, ending, end_ns, response, None, None, final, None)
+                if reason is MissingReason.OVERLOAD:  # so has the application: very many calls end at once
+                    self._recovery.run_soon(write)
+                else:
+                    write()
 
     def _why_not(self) -> MissingReason | None:
         if self._state.response.id is None:
@@ -304,35 +325,52 @@ class Invocation:
     def _look_up(self, ending: Ending, end_ns: int, response: Response) -> MissingReason | None:
         if self._make_target is None:  # there was no answer
             return MissingReason.NO_RESPONSE_ID
-        try:
-            target = self._make_target(str(response.id))
-        except Exception:
-            _fault.report("preparing a look-up")
-            return MissingReason.TRANSPORT_ERROR
-        if isinstance(target, MissingReason):
-            return target
-        config, now = self._config, time.monotonic()
-        began = now - (self._now_ns() - end_ns) / 1e9  # when the application's stream ended
+        config = self._config
         patience_s = config.background_timeout if self._request.background else config.retrieval_timeout
+        self._wait = _Wait(ending, end_ns, self._make_target)
+        deadline = time.monotonic() + patience_s - self._seconds_since(end_ns)
+        return self._recovery.submit(Job(str(response.id), deadline, self))
 
-        def settle(result: Retrieved, source: UsageSource) -> None:
-            self._telemetry.release(self.span)
-            retrieval = Retrieval(job.attempts, time.monotonic() - began)
-            latest = response.updated(result.response) if result.response is not None else response
-            known = result.usage is not None
-            reason = None if known else self._final(result.reason or MissingReason.NO_USAGE, response)
-            # A call that was answered while its work went on ends as that work did.
-            settled = ending_of(latest, "completed") if self._state.source is UsageSource.RESPONSE else ending
-            self._write(settled, end_ns, latest, result.usage, source if known else None, reason, retrieval)
-
-        server = self._request.server
-        place = Place(server.address or "", server.port, self._request.background, target.tenant)
-        job = Job(str(response.id), place, target, now + patience_s, settle)
+    def on_begin(self, job: Job) -> Aim | MissingReason:
+        """Note that the worker takes up the look-up, and say where the response is asked for, and how."""
+        wait, server = self._wait, self._request.server
+        assert wait is not None and wait.make_target is not None  # noqa: S101, PT018
         self._telemetry.hold(self.span)
-        refused = self._recovery.submit(job)
-        if refused is not None:
-            self._telemetry.release(self.span)
-        return refused
+        job.held.append(None)
+        if not job.is_open:  # it was settled meanwhile, perhaps before the span was held
+            self._release(job)
+        target = wait.make_target(job.response_id)
+        if isinstance(target, MissingReason):
+            self._wait = wait._replace(make_target=None, cannot_ask=True)
+            return target
+        self._wait = wait._replace(make_target=None)
+        place = Place(server.address or "", server.port, self._request.background, target.tenant)
+        return Aim(place, target)
+
+    def on_result(self, job: Job, result: Retrieved, source: UsageSource) -> None:
+        """Take what has come of the look-up."""
+        wait, response = self._wait, self._state.response
+        assert wait is not None  # noqa: S101
+        self._release(job)
+        latest = response.updated(result.response) if result.response is not None else response
+        known = result.usage is not None
+        self._write(
+            # A call that was answered while its work went on ends as that work did.
+            ending_of(latest, "completed") if self._state.source is UsageSource.RESPONSE else wait.ending,
+            wait.end_ns,
+            latest,
+            result.usage,
+            source if known else None,
+            None if known else self._final(result.reason or MissingReason.NO_USAGE, response),
+            None if wait.cannot_ask else Retrieval(job.attempts, self._seconds_since(wait.end_ns)),
+        )
+
+    def _release(self, job: Job) -> None:
+        try:
+            job.held.pop()  # atomic: of two threads one finds it empty
+        except IndexError:
+            return
+        self._telemetry.release(self.span)
 
     def _final(self, reason: MissingReason, response: Response) -> MissingReason:
         """Return the reason to tell: a response that ended without usage said so itself."""

@@ -97,9 +97,9 @@ class Ledger:
         self._closes_at_exit = False
         # The metrics have come along with the parent's values. They are put right by the first call: just
         # after a fork, whatever an application does is risky.
-        pending, forget_circuits = self._recovery.begin_anew()
-        if pending:
-            self._owed.append(partial(self._telemetry.release, INVALID_SPAN, pending))
+        held, forget_circuits = self._recovery.begin_anew()
+        if held:
+            self._owed.append(partial(self._telemetry.release, INVALID_SPAN, held))
         self._owed.append(forget_circuits)
 
     def _strike(self, invocation: Invocation) -> None:

@@ -8,12 +8,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
+from . import _fault
 from ._config import Config
 from ._response import Response
 from ._retrieval import Retrieved
 from ._usage import MissingReason, UsageSource
 from ._worker import STOP_GRACE_S, Circuits, Job, Place, Retriever, Worker
+
+# Each stands for a call that has ended: some kilobytes.
+_MOST_ERRANDS: Final = 16_384
 
 
 class Recovery:
@@ -26,7 +31,7 @@ class Recovery:
     def __init__(
         self,
         config: Config,
-        make_retriever: Callable[[], Retriever],
+        make_retriever: Callable[[Callable[[], None]], Retriever],
         on_circuit: Callable[[Place, int], None] = lambda *_: None,
     ) -> None:
         self._config = config
@@ -38,12 +43,12 @@ class Recovery:
         """Leave to the parent process its jobs, thread and sockets.
 
         Returns:
-            How many jobs it had, and a function that reports its open circuits as closed.
+            How many spans it held, and a function that reports its open circuits as closed.
 
         """
-        pending, circuits = len(self._waiting), self._circuits
+        held, circuits = sum(len(job.held) for job in self._waiting), self._circuits
         self._start_anew()
-        return pending, circuits.clear
+        return held, circuits.clear
 
     def _start_anew(self) -> None:
         # A signal handler of the application's may come back here.
@@ -53,6 +58,7 @@ class Recovery:
         self._waiting: dict[Job, None] = {}
         self._by_id: dict[str, Job] = {}
         self._errands: deque[Callable[[], None]] = deque()
+        self._errand_turn = threading.RLock()
         self._circuits = Circuits(self._on_circuit)
         self._closed = False
 
@@ -67,6 +73,13 @@ class Recovery:
             self._by_id[job.response_id] = job
         self._running_worker().put(job)
         return None
+
+    def run_soon(self, errand: Callable[[], None]) -> None:
+        """Have the worker do something soon, or do it here if it has very much to do already."""
+        if len(self._errands) < _MOST_ERRANDS:
+            self.run_later(errand)
+        else:
+            errand()
 
     def run_later(self, errand: Callable[[], None]) -> None:
         """Have the worker do something soon. Takes no lock, so a garbage collector may call it."""
@@ -93,7 +106,8 @@ class Recovery:
     def drain(self, timeout_s: float) -> None:
         """Wait until nothing is pending, for so long at most; then close what is left as `shutdown`."""
         deadline = time.monotonic() + timeout_s
-        self._run_errands()
+        while self._run_errand(timeout_s):
+            pass
         worker = self._worker
         if worker is not None and worker.has_no_thread:
             worker.serve_here(timeout_s)
@@ -128,17 +142,25 @@ class Recovery:
         if self._by_id.get(job.response_id) is job:
             self._by_id.pop(job.response_id, None)
 
-    def _run_errands(self) -> None:
-        while True:
-            try:
-                errand = self._errands.popleft()
-            except IndexError:
-                return
-            errand()
+    def _run_errand(self, patience_s: float = threading.TIMEOUT_MAX) -> bool:
+        """Run the next errand; say whether there was one."""
+        # One thread at a time: whoever drains waits for what another is just doing.
+        if not self._errand_turn.acquire(timeout=patience_s):
+            return False
+        try:
+            if not self._errands:
+                return False
+            self._errands.popleft()()
+        except Exception:
+            _fault.report("ending a call")
+        finally:
+            self._errand_turn.release()
+        return True
 
     def _run_errands_somewhere(self) -> None:
         if self._closed:
-            self._run_errands()
+            while self._run_errand():
+                pass
         else:
             self._running_worker().wake()
 
@@ -152,7 +174,7 @@ class Recovery:
                         self._config.max_concurrency,
                         self._make_retriever,
                         self._circuits,
-                        self._run_errands,
+                        self._run_errand,
                         self._forget,
                     )
                 if not worker.takes_jobs():

@@ -24,6 +24,13 @@ THREAD_NAME: Final = "otel-responses-usage"
 _REST_AFTER_S: Final = 5.0
 # Longer than a system takes to wake the thread that has been let by.
 _WAY_S: Final = 5e-5
+# So many calls to attend to within so long are a burst. While it goes on, but not for ever, the worker rests
+# so many times as long as it has worked, but not for longer than so.
+_BURST: Final = 8
+_BURST_S: Final = 0.05
+_LONGEST_BURST_S: Final = 3.0
+_REST_SHARE: Final = 19
+_LONGEST_REST_S: Final = 0.02
 # What a stopping worker may take for closing its sockets.
 STOP_GRACE_S: Final = 1.0
 
@@ -61,35 +68,48 @@ class Place(NamedTuple):
     tenant: int
 
 
+class Aim(NamedTuple):
+    """Where a response is asked for, and how."""
+
+    place: Place
+    target: Target
+
+
+class Asker(Protocol):
+    """Who wants to know of a response."""
+
+    def on_begin(self, job: Job) -> Aim | MissingReason:
+        """Say where the response is asked for and how, or why it cannot be. Called once, by the worker.
+
+        Working it out when a call ends would be on the application's time.
+        """
+        ...
+
+    def on_result(self, job: Job, result: Retrieved, source: UsageSource) -> None:
+        """Take the result, and where it was read. Called once, on any thread."""
+        ...
+
+
 class Job:
     """A response to look up.
 
     Attributes:
         response_id: The response asked for.
-        place: Where it is asked for.
-        target: How to ask.
         deadline: When to give up, by `time.monotonic`.
-        settle: Called once, on any thread, with the result and where it was read.
+        asker: Who is told of the result.
         attempts: Requests made so far.
+        held: The asker's own note: one element while its span is counted as held.
 
     """
 
-    __slots__ = ("_open", "attempts", "deadline", "place", "response_id", "settle", "target")
+    __slots__ = ("_open", "asker", "attempts", "deadline", "held", "response_id")
 
-    def __init__(
-        self,
-        response_id: str,
-        place: Place,
-        target: Target,
-        deadline: float,
-        settle: Callable[[Retrieved, UsageSource], None],
-    ) -> None:
+    def __init__(self, response_id: str, deadline: float, asker: Asker) -> None:
         self.response_id = response_id
-        self.place = place
-        self.target = target
         self.deadline = deadline
-        self.settle = settle
+        self.asker = asker
         self.attempts = 0
+        self.held: list[None] = []
         self._open: list[None] = [None]
 
     @property
@@ -104,18 +124,9 @@ class Job:
         except IndexError:
             return
         try:
-            self.settle(result, source)
+            self.asker.on_result(self, result, source)
         except Exception:
             _fault.report("settling a look-up")
-
-
-def give_way() -> None:
-    """Let by a thread of the application that waits for the interpreter.
-
-    Another thread gets it after 5 ms, or when its holder waits for something; and the worker, which has a
-    millisecond's work to do for each look-up, may go from one to the next without ever waiting.
-    """
-    time.sleep(_WAY_S)
 
 
 class Circuits:
@@ -196,9 +207,9 @@ class Worker:
     def __init__(
         self,
         max_concurrency: int,
-        make_retriever: Callable[[], Retriever],
+        make_retriever: Callable[[Callable[[], None]], Retriever],
         circuits: Circuits,
-        run_errands: Callable[[], None],
+        run_errand: Callable[[], bool],
         forget: Callable[[Job], None],
     ) -> None:
         self.settled = threading.Event()
@@ -208,13 +219,16 @@ class Worker:
         self._policy = RetrievalPolicy()
         self._make_retriever = make_retriever
         self._circuits = circuits
-        self._run_errands = run_errands
+        self._run_errand = run_errand
         self._forget = forget
         self._inbox: deque[Job] = deque()
         self._tasks: dict[Job, asyncio.Task[None]] = {}
         self._loop = _Loop()
         self._wake = asyncio.Event()
+        self._is_woken = False  # or will be in a moment
         self._stopping = False
+        self._called_at = deque([-_BURST_S] * _BURST, _BURST)
+        self._burst_began = self._gave_way_at = self._worked_s = 0.0
         self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
 
     def start(self) -> None:
@@ -244,7 +258,16 @@ class Worker:
             self.wake()
 
     def wake(self) -> None:
-        self._call(self._wake.set)
+        self._called_at.append(time.monotonic())
+        # Waking the loop takes a system call, in which the caller loses the interpreter to the worker.
+        if self._is_woken:
+            return
+        self._is_woken = True
+        try:
+            self._call(self._wake.set)
+        except BaseException:  # of a signal handler
+            self._is_woken = False
+            raise
 
     def cancel(self, job: Job) -> None:
         self._call(self._cancel, job)
@@ -279,7 +302,8 @@ class Worker:
                 self.has_ended = True
                 self._inbox.extend(self._tasks)
                 self._give_up()
-                self._run_errands()
+                while self._run_errand():
+                    pass
 
     def _give_up(self) -> None:
         """Settle what nobody will look up. Also called by who was too late to see that the worker ended."""
@@ -307,13 +331,17 @@ class Worker:
         self._loop.close()
 
     async def _serve(self, *, until_idle: bool = False) -> None:
-        retriever = self._make_retriever()
+        retriever = self._make_retriever(self._give_way)
         try:
             while not self._stopping:
+                self._is_woken = False  # before the inbox is looked into: what comes later wakes again
                 self._wake.clear()
-                self._run_errands()
                 while self._inbox:
                     self._begin(self._inbox.popleft(), retriever)
+                if self._run_errand():
+                    self._give_way()
+                    await asyncio.sleep(0)
+                    continue
                 if until_idle and not self._tasks:
                     break
                 if self._tasks:
@@ -342,7 +370,7 @@ class Worker:
         result = Retrieved(None, MissingReason.TRANSPORT_ERROR)
         try:
             result = await self._look_up(job, retriever)
-            give_way()
+            self._give_way()
         except Exception:
             _fault.report("looking a response up")
         finally:
@@ -355,23 +383,27 @@ class Worker:
 
     async def _look_up(self, job: Job, retriever: Retriever) -> Retrieved:
         """Drive the flow of one job, unless the circuit of its place is open."""
+        aim = job.asker.on_begin(job)
+        self._give_way()
+        if isinstance(aim, MissingReason):
+            return Retrieved(None, aim)
         trial = _Trial()
         result: Retrieved | None = None
         probation: _Probation | None = None
         try:
             left_s = max(0.0, job.deadline - time.monotonic())
-            probation = await self._circuits.enter(job.place, left_s)
-            result = await self._drive(job, retriever, trial)
+            probation = await self._circuits.enter(aim.place, left_s)
+            result = await self._drive(job, aim, retriever, trial)
         finally:
             judged = job.is_open and result is not None and job.attempts > 0
             verdict = verdict_of(result) if judged and result is not None else Verdict.NOTHING
-            self._circuits.learn(job.place, verdict, is_trial=trial.is_held)
+            self._circuits.learn(aim.place, verdict, is_trial=trial.is_held)
             # One that has failed keeps its turn: the next may begin only where nothing was learned.
             if probation is not None and verdict is Verdict.NOTHING:
                 probation.leave()
         return result
 
-    async def _drive(self, job: Job, retriever: Retriever, trial: _Trial) -> Retrieved:
+    async def _drive(self, job: Job, aim: Aim, retriever: Retriever, trial: _Trial) -> Retrieved:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101
         flow = retrieval_flow(job.response_id, self._policy)
@@ -385,13 +417,14 @@ class Worker:
                     raise asyncio.CancelledError  # noqa: TRY301
                 if isinstance(step, Attempt):
                     async with self._slots:
-                        if not trial.admits(self._circuits.of(job.place)):
+                        if not trial.admits(self._circuits.of(aim.place)):
                             return Retrieved(None, MissingReason.CIRCUIT_OPEN)
-                        answer = await self._attempt(job, step.timeout_s, retriever)
+                        job.attempts += 1
+                        answer = await _attempt(retriever, aim.target, step.timeout_s)
                         seen = answer.response if answer.status == 200 else None
                         if seen is not None and seen.id == job.response_id:
                             trial.has_seen = True
-                            self._circuits.learn(job.place, Verdict.ALIVE, is_trial=trial.is_held)
+                            self._circuits.learn(aim.place, Verdict.ALIVE, is_trial=trial.is_held)
                         step = flow.send(answer)
                 else:
                     await asyncio.sleep(step.seconds)
@@ -407,12 +440,21 @@ class Worker:
         finally:
             at_deadline.cancel()
 
-    async def _attempt(self, job: Job, timeout_s: float, retriever: Retriever) -> Answer:
-        job.attempts += 1
-        try:
-            return await asyncio.wait_for(_ask(retriever, job.target, timeout_s), timeout_s)
-        except asyncio.TimeoutError:
-            return Answer(trouble=Trouble.TIMEOUT)
+    def _give_way(self) -> None:
+        """Let by a thread of the application that waits for the interpreter.
+
+        Another thread gets it after 5 ms, or when its holder waits for something; and the worker, which has
+        a millisecond's work to do for each look-up, may go from one to the next without ever waiting. While
+        many calls end at once the application has its hands full, and the look-ups can wait.
+        """
+        rest_s, now = _WAY_S, time.monotonic()
+        is_burst = now - self._called_at[0] < _BURST_S
+        if not is_burst or now - self._gave_way_at > _BURST_S:  # there was nothing to do for a while
+            self._burst_began = now
+        if is_burst and now - self._burst_began < _LONGEST_BURST_S:
+            rest_s = min(max(_WAY_S, _REST_SHARE * (time.thread_time() - self._worked_s)), _LONGEST_REST_S)
+        time.sleep(rest_s)
+        self._worked_s, self._gave_way_at = time.thread_time(), time.monotonic()
 
 
 class _Trial:
@@ -427,6 +469,13 @@ class _Trial:
             return True
         self.is_held = circuit.begin_trial(time.monotonic())
         return self.is_held
+
+
+async def _attempt(retriever: Retriever, target: Target, timeout_s: float) -> Answer:
+    try:
+        return await asyncio.wait_for(_ask(retriever, target, timeout_s), timeout_s)
+    except asyncio.TimeoutError:
+        return Answer(trouble=Trouble.TIMEOUT)
 
 
 async def _ask(retriever: Retriever, target: Target, timeout_s: float) -> Answer:

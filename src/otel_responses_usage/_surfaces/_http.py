@@ -132,16 +132,21 @@ def _invocation_of(options: Any) -> Invocation | None:
 
 
 class _Origin:
-    """Where an answer came from: says where its response can be looked up. Each open stream holds one."""
+    """Where an answer came from: says where its response can be looked up. Each open stream holds one.
 
-    __slots__ = ("_http_client", "_request")
+    Not the application's client: when the application drops that, it closes its connections, and must do
+    so there and then. A span that waits would put it off, and have it done on another thread.
+    """
+
+    __slots__ = ("_request", "_transport")
 
     def __init__(self, http_client: Any, request: Any) -> None:
-        self._http_client = http_client
+        choose = getattr(http_client, "_transport_for_url", None)
+        self._transport = choose(request.url) if choose is not None else None
         self._request = request
 
     def __call__(self, response_id: str) -> Target | MissingReason:
-        return make_target(self._http_client, self._request, response_id)
+        return make_target(self._transport, self._request, response_id)
 
 
 def _watch(invocation: Invocation, client: Any, response: Any) -> None:

@@ -16,7 +16,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -25,7 +25,6 @@ from opentelemetry import propagate
 from .._response import Response
 from .._retrieval import Answer, Trouble
 from .._usage import MissingReason
-from .._worker import give_way
 
 # Headers that belong to the request that made the response, not to the application's settings.
 _OF_THE_REQUEST: Final = frozenset(
@@ -91,16 +90,16 @@ class Target(NamedTuple):
         return "<Target>"  # the headers hold credentials
 
 
-def make_target(http_client: Any, request: Any, response_id: str) -> Target | MissingReason:
+def make_target(transport: Any, request: Any, response_id: str) -> Target | MissingReason:
     """Return where a response can be asked for, or why it cannot.
 
     Args:
-        http_client: The HTTP client inside the application's SDK client.
+        transport: What the application's HTTP client has sent the request with.
         request: The HTTP request that made the response, as it was sent.
         response_id: The response; whatever is in it, it stays one segment of the path.
 
     """
-    route = _route(http_client, request.url)
+    route = _route(transport, request.url)
     if route is None:  # what the application put in place of a transport is not known here
         return MissingReason.TRANSPORT_ERROR
     if request.headers.get("authorization", "").startswith(_SIGNATURE):
@@ -126,8 +125,9 @@ class HttpRetriever:
     the application's own.
     """
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, give_way: Callable[[], None]) -> None:
         self._max_connections = max_connections
+        self._give_way = give_way
         self._lines: dict[Route, _Line] = {}
 
     async def get(self, target: Target, timeout_s: float) -> Answer:
@@ -140,9 +140,9 @@ class HttpRetriever:
         try:
             for _ in range(_MOST_REDIRECTS):
                 request = library.Request("GET", url, headers=list(target.headers), extensions=extensions)
-                give_way()
+                self._give_way()
                 response = await line.transport.handle_async_request(request)
-                give_way()
+                self._give_way()
                 try:
                     content = await _read(response)
                 finally:
@@ -249,10 +249,9 @@ class _Imports:
 _imports: Final = _Imports()
 
 
-def _route(http_client: Any, url: Any) -> Route | None:
+def _route(transport: Any, url: Any) -> Route | None:
     """Read the settings of the application's transport; they are nowhere public."""
     library = type(url).__module__.partition(".")[0]
-    transport = http_client._transport_for_url(url)  # noqa: SLF001
     pool = getattr(transport, "_pool", None)
     if pool is not None and not _is_the_library_s_own(transport, library):
         return None  # what it adds to a request, a request of ours would lack
