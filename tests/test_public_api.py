@@ -126,8 +126,8 @@ def test_the_settings_are_a_public_value() -> None:
 @pytest.mark.skipif(not CHANGELOG.exists(), reason="there is no change log yet")
 def test_the_change_log_ends_with_this_version() -> None:
     """The newest entry of the change log is the version that is being built."""
-    project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-    version = re.search(r'^version = "(.+)"$', project, re.MULTILINE)
+    source = (REPOSITORY / "src/otel_responses_usage/_instrumentor.py").read_text(encoding="utf-8")
+    version = re.search(r'^_VERSION: Final = "(.+)"', source, re.MULTILINE)
     newest = re.search(r"^## \[?v?(\d[^\]\s]*)", CHANGELOG.read_text(encoding="utf-8"), re.MULTILINE)
     assert version is not None
     assert newest is not None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Collection
-from importlib.metadata import version
 from typing import Any, Final
 
 import wrapt
@@ -19,7 +19,11 @@ from ._surfaces import Applied, HttpRetriever, Patch, patches
 from ._telemetry import Telemetry
 
 SCOPE: Final = "otel_responses_usage"
-_VERSION: Final = version("otel-responses-usage")
+_VERSION: Final = "0.1.0"  # pyproject.toml reads it here
+
+# The supported range of the SDK: from this release on, and below this major version.
+_OLDEST: Final = (1, 66)
+_BEYOND: Final = 4
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +47,15 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Return the supported range of the SDK."""
-        return ("openai >= 1.66, < 4",)
+        (major, minor), beyond = _OLDEST, _BEYOND
+        return (f"openai >= {major}.{minor}, < {beyond}",)
+
+    def _check_dependency_conflicts(self) -> Any:
+        # To learn the version, the base class parses all that the SDK's package says of itself, in 3 ms.
+        release = str(getattr(sys.modules.get("openai"), "__version__", "")).split(".")[:2]
+        if all(map(str.isdecimal, release)) and _OLDEST <= tuple(map(int, release)) < (_BEYOND,):
+            return None
+        return super()._check_dependency_conflicts()
 
     def _instrument(self, **kwargs: Any) -> None:
         config = kwargs.get("config") or Config.from_env()

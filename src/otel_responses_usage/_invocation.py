@@ -310,7 +310,7 @@ class Invocation:
             if reason is not None:
                 final = self._final(reason, response)
                 write = partial(self._write, ending, end_ns, response, None, None, final, None)
-                if reason is MissingReason.OVERLOAD:  # so has the application: very many calls end at once
+                if reason is MissingReason.OVERLOAD:  # very many calls are at their end
                     self._recovery.run_soon(write)
                 else:
                     write()

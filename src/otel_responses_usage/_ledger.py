@@ -66,6 +66,11 @@ class Ledger:
             _close_at_exit_of_child(self.close)
         return invocation
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether any ended call waits for its usage."""
+        return self._recovery.is_waiting
+
     def awaits(self, response_id: str) -> bool:
         """Whether an ended call waits for the usage of this response."""
         return self._recovery.awaits(response_id)

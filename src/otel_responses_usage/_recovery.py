@@ -75,8 +75,9 @@ class Recovery:
         return None
 
     def run_soon(self, errand: Callable[[], None]) -> None:
-        """Have the worker do something soon, or do it here if it has very much to do already."""
-        if len(self._errands) < _MOST_ERRANDS:
+        """Do something, or have the worker do it soon: while many calls end the application is busy."""
+        worker = self._worker
+        if worker is not None and worker.in_burst() and len(self._errands) < _MOST_ERRANDS:
             self.run_later(errand)
         else:
             errand()
@@ -92,6 +93,11 @@ class Recovery:
             # end of the interpreter no thread starts; then `drain` runs the errands.
             with contextlib.suppress(RuntimeError):
                 _thread.start_new_thread(self._run_errands_somewhere, ())
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is any job."""
+        return bool(self._by_id)
 
     def awaits(self, response_id: str) -> bool:
         """Whether a job waits for this response."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, NamedTuple
@@ -15,11 +14,6 @@ class Operation(str, Enum):
     CHAT = "chat"
     FETCH_RESPONSE = "fetch_response"
 
-
-# `(?:.*/)?`: an application may name the whole URL, as in `client.post("https://host/v1/responses")`.
-_CREATE: Final = re.compile(r"(?:.*/)?responses/?")
-_FETCH: Final = re.compile(r"(?:.*/)?responses/([^/]+)/?")
-_CANCEL: Final = re.compile(r"(?:.*/)?responses/([^/]+)/cancel/?")
 
 _OUTPUT_TYPES: Final = {"text": "text", "json_object": "json", "json_schema": "json"}
 
@@ -85,29 +79,41 @@ class ResponsesRequest(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def is_create(method: str, path: str) -> bool:
     """Whether a request makes a response; `path` is without query."""
-    return method.lower() == "post" and _CREATE.fullmatch(path) is not None
+    return method.lower() == "post" and _last_segments(path, 1) == ["responses"]
 
 
 def fetched_id(method: str, path: str) -> str | None:
     """Return the id of the response that a request fetches; `None` where it fetches none."""
-    match = _FETCH.fullmatch(path) if method.lower() == "get" else None
-    return match[1] if match else None
+    match [method.lower(), *_last_segments(path, 2)]:
+        case ["get", "responses", response_id]:
+            return response_id or None
+        case _:
+            return None
 
 
 def shown_id(method: str, path: str) -> str | None:
     """Return the id of the response that the answer to a request shows: one fetched, or cancelled."""
-    match = _CANCEL.fullmatch(path) if method.lower() == "post" else None
-    return match[1] if match else fetched_id(method, path)
+    match [method.lower(), *_last_segments(path, 3)]:
+        case ["post", "responses", response_id, "cancel"]:
+            return response_id or None
+        case _:
+            return fetched_id(method, path)
+
+
+def _last_segments(path: str, number: int) -> list[str]:
+    # Only these: an application may name the whole URL, as in `client.post("https://host/v1/responses")`.
+    return path.removesuffix("/").split("/")[-number:]
 
 
 def create_request(body: Mapping[str, Any], server: Server) -> ResponsesRequest:
     """Describe a call that makes a response, from the body as it is sent."""
-    given: dict[str, Any] = {}
+    fields: list[Any] = [Operation.CHAT, server, *_NOT_GIVEN]
     for name, value in body.items():
-        if name in _READERS:
-            field, read = _READERS[name]
-            given[field] = read(value)
-    return ResponsesRequest(Operation.CHAT, server, **given)
+        reader = _READERS.get(name)
+        if reader is not None:
+            place, read = reader
+            fields[place] = read(value)
+    return ResponsesRequest._make(fields)
 
 
 def fetch_request(response_id: str, query: Mapping[str, Any], server: Server) -> ResponsesRequest:
@@ -162,18 +168,22 @@ def _output_type(text: object) -> str | None:
     return _OUTPUT_TYPES.get(_text(_field(_field(text, "format"), "type")) or "")
 
 
-# What is read of a body: the field that each name fills, and how. Most calls give a few of them.
-_READERS: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
-    "stream": ("streams", bool),  # as the SDK decides, whose sentinels are false
-    "model": ("model", _text),
-    "store": ("stored", lambda value: value is not False),
-    "background": ("background", lambda value: value is True),
-    "max_output_tokens": ("max_output_tokens", _integer),
-    "temperature": ("temperature", _number),
-    "top_p": ("top_p", _number),
-    "reasoning": ("reasoning_effort", lambda value: _text(_field(value, "effort"))),
-    "previous_response_id": ("previous_response_id", _text),
-    "conversation": ("conversation_id", _id),
-    "text": ("output_type", _output_type),
-    "service_tier": ("service_tier", _text),
+# What is read of a body: the place of the field that each name fills, and how. Most calls give a few of them.
+_READERS: Final[dict[str, tuple[int, Callable[[object], object]]]] = {
+    name: (ResponsesRequest._fields.index(field), read)
+    for name, field, read in (
+        ("stream", "streams", bool),  # as the SDK decides, whose sentinels are false
+        ("model", "model", _text),
+        ("store", "stored", lambda value: value is not False),
+        ("background", "background", lambda value: value is True),
+        ("max_output_tokens", "max_output_tokens", _integer),
+        ("temperature", "temperature", _number),
+        ("top_p", "top_p", _number),
+        ("reasoning", "reasoning_effort", lambda value: _text(_field(value, "effort"))),
+        ("previous_response_id", "previous_response_id", _text),
+        ("conversation", "conversation_id", _id),
+        ("text", "output_type", _output_type),
+        ("service_tier", "service_tier", _text),
+    )
 }
+_NOT_GIVEN: Final = tuple(ResponsesRequest._field_defaults.values())

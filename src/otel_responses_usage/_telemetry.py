@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -20,20 +19,22 @@ from ._response import Response
 from ._usage import MissingReason, Usage, UsageSource
 
 _API_TYPE: Final = "responses"
-# What a span says from its start, by the fields of the request, where they are given.
-_ASKED: Final = {
-    "max_output_tokens": names.REQUEST_MAX_TOKENS,
-    "temperature": names.REQUEST_TEMPERATURE,
-    "top_p": names.REQUEST_TOP_P,
-    "reasoning_effort": names.REQUEST_REASONING_LEVEL,
-    "previous_response_id": names.REQUEST_PREVIOUS_RESPONSE_ID,
-    "stream_cursor": names.REQUEST_STREAM_CURSOR,
-    "conversation_id": names.CONVERSATION_ID,
-    "output_type": names.OUTPUT_TYPE,
-    "service_tier": names.OPENAI_REQUEST_SERVICE_TIER,
-    "response_id": names.RESPONSE_ID,
-}
-_asked: Final = operator.attrgetter(*_ASKED)
+# What a span says from its start, where the request gives it: the place of the field, and the name.
+_ASKED: Final = tuple(
+    (ResponsesRequest._fields.index(field), name)
+    for field, name in (
+        ("max_output_tokens", names.REQUEST_MAX_TOKENS),
+        ("temperature", names.REQUEST_TEMPERATURE),
+        ("top_p", names.REQUEST_TOP_P),
+        ("reasoning_effort", names.REQUEST_REASONING_LEVEL),
+        ("previous_response_id", names.REQUEST_PREVIOUS_RESPONSE_ID),
+        ("stream_cursor", names.REQUEST_STREAM_CURSOR),
+        ("conversation_id", names.CONVERSATION_ID),
+        ("output_type", names.OUTPUT_TYPE),
+        ("service_tier", names.OPENAI_REQUEST_SERVICE_TIER),
+        ("response_id", names.RESPONSE_ID),
+    )
+)
 
 _Take: TypeAlias = Callable[[int, dict[str, AttributeValue], Context], None]
 
@@ -127,6 +128,7 @@ class Telemetry:
         generations: Sequence[names.Generation] = (names.CURRENT,),
     ) -> None:
         self._tracer = tracer
+        self._has_listener = False
         self._instruments = [_Instruments(meter, generation) for generation in generations]
         self._calls = meter.create_counter(
             names.METRIC_CALLS,
@@ -157,23 +159,23 @@ class Telemetry:
 
     def start(self, request: ResponsesRequest, start_ns: int) -> Span:
         """Open the span of a call, as a child of whatever is current."""
-        attributes: dict[str, AttributeValue] = {
-            **_common(request.operation, request.server, request.model),
-            names.REQUEST_STREAM: request.streams,
-            names.OPENAI_API_TYPE: _API_TYPE,
-        }
-        asked = zip(_ASKED.values(), _asked(request), strict=True)
-        attributes |= {name: value for name, value in asked if value is not None}
+        attributes = _at_start(request.operation, request.server, request.model, request.streams).copy()
+        for place, name in _ASKED:
+            value: Any = request[place]
+            if value is not None:
+                attributes[name] = value
         return self._tracer.start_span(
             request.span_name, kind=SpanKind.CLIENT, attributes=attributes, start_time=start_ns
         )
 
     @property
     def has_listener(self) -> bool:
-        """Whether there is an SDK that may record a span, or takes points."""
-        # Until the application sets a provider, a tracer is a proxy for one that does nothing.
-        tracer = getattr(self._tracer, "_tracer", self._tracer)
-        return not isinstance(tracer, trace.NoOpTracer) or self._takes_points
+        """Whether there is an SDK that may record a span, or takes points. Once there is, there stays one."""
+        if not self._has_listener:
+            # Until the application sets a provider, a tracer is a proxy for one that does nothing.
+            tracer = getattr(self._tracer, "_tracer", self._tracer)
+            self._has_listener = not isinstance(tracer, trace.NoOpTracer) or self._takes_points
+        return self._has_listener
 
     def is_heard(self, span: Span) -> bool:
         """Whether anybody listens: the span is recorded, or there is an SDK that takes points."""
@@ -308,6 +310,17 @@ def _given(attributes: Mapping[str, AttributeValue | None]) -> dict[str, Attribu
 
 
 # Most calls of a process are alike. Whoever is handed these gets a copy.
+
+
+@functools.lru_cache(maxsize=128)
+def _at_start(
+    operation: Operation, server: Server, model: str | None, streams: bool
+) -> dict[str, AttributeValue]:
+    return {
+        **_common(operation, server, model),
+        names.REQUEST_STREAM: streams,
+        names.OPENAI_API_TYPE: _API_TYPE,
+    }
 
 
 @functools.lru_cache(maxsize=128)

@@ -223,6 +223,7 @@ class Worker:
         self._forget = forget
         self._inbox: deque[Job] = deque()
         self._tasks: dict[Job, asyncio.Task[None]] = {}
+        self._asking: set[Job] = set()  # those with a request under way
         self._loop = _Loop()
         self._wake = asyncio.Event()
         self._is_woken = False  # or will be in a moment
@@ -257,8 +258,14 @@ class Worker:
         else:
             self.wake()
 
+    def in_burst(self) -> bool:
+        """Note that a call has ended, and say whether many do."""
+        now = time.monotonic()
+        self._called_at.append(now)
+        return now - self._called_at[0] < _BURST_S
+
     def wake(self) -> None:
-        self._called_at.append(time.monotonic())
+        self.in_burst()
         # Waking the loop takes a system call, in which the caller loses the interpreter to the worker.
         if self._is_woken:
             return
@@ -287,7 +294,9 @@ class Worker:
 
     def _cancel(self, job: Job) -> None:
         task = self._tasks.get(job)
-        if task is not None:
+        # A request that is under way ends by itself: then its connection can be used again. One that is just
+        # being opened would even be lost half-open.
+        if task is not None and job not in self._asking:
             task.cancel()
 
     def _run(self) -> None:
@@ -420,7 +429,11 @@ class Worker:
                         if not trial.admits(self._circuits.of(aim.place)):
                             return Retrieved(None, MissingReason.CIRCUIT_OPEN)
                         job.attempts += 1
-                        answer = await _attempt(retriever, aim.target, step.timeout_s)
+                        self._asking.add(job)
+                        try:
+                            answer = await _attempt(retriever, aim.target, step.timeout_s)
+                        finally:
+                            self._asking.discard(job)
                         seen = answer.response if answer.status == 200 else None
                         if seen is not None and seen.id == job.response_id:
                             trial.has_seen = True

@@ -6,6 +6,7 @@ import functools
 import json
 from collections import ChainMap
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -30,7 +31,10 @@ from .._usage import MissingReason
 from ._retrieve import Target, make_target
 from ._tap import tap
 
-_INVOCATION: Final = context.create_key("otel_responses_usage.invocation")
+# The call that is being made, with its method and URL.
+_calling: Final[ContextVar[tuple[Invocation, str, str] | None]] = ContextVar(
+    "otel_responses_usage.calling", default=None
+)
 
 Wrapped = Callable[..., Any]
 
@@ -51,14 +55,14 @@ class HttpSurface:
         invocation = self._open(client, options)
         if invocation is None:
             return wrapped(*args, **kwargs)
-        token = context.attach(_context_with(invocation, options))
+        entered = _enter(invocation, options)
         try:
             result = wrapped(*args, **kwargs)
         except BaseException as error:
             invocation.on_raise(error)
             raise
         finally:
-            context.detach(token)
+            _leave(*entered)
         invocation.on_return()
         return result
 
@@ -68,14 +72,14 @@ class HttpSurface:
         invocation = self._open(client, options)
         if invocation is None:
             return await wrapped(*args, **kwargs)
-        token = context.attach(_context_with(invocation, options))
+        entered = _enter(invocation, options)
         try:
             result = await wrapped(*args, **kwargs)
         except BaseException as error:
             invocation.on_raise(error)
             raise
         finally:
-            context.detach(token)
+            _leave(*entered)
         invocation.on_return()
         return result
 
@@ -87,7 +91,7 @@ class HttpSurface:
             invocation = _invocation_of(options)
             if invocation is not None:
                 _watch(invocation, client, response)
-            else:
+            elif self._ledger.is_waiting:
                 self._learn_from(options, response)
         except Exception:
             _fault.report("looking at an answer")
@@ -104,29 +108,37 @@ class HttpSurface:
             if isinstance(document, dict):
                 self._ledger.observe(Response.from_json(document))
 
-    @_fault.contained("opening a call")
     def _open(self, client: Any, options: Any) -> Invocation | None:
-        if not self._ledger.is_open or not is_instrumentation_enabled():
-            return None
-        request = _describe(client, options)
-        return None if request is None else self._ledger.open(request)
+        try:
+            if self._ledger.is_open and is_instrumentation_enabled():
+                request = _describe(client, options)
+                return None if request is None else self._ledger.open(request)
+        except Exception:
+            _fault.report("opening a call")
+        return None
 
 
 def _options(args: Any, kwargs: Any) -> Any:
     return kwargs["options"] if "options" in kwargs else args[1] if len(args) > 1 else None
 
 
-def _context_with(invocation: Invocation, options: Any) -> context.Context:
-    current = trace.set_span_in_context(invocation.span)
-    return context.set_value(_INVOCATION, (invocation, options.method, options.url), current)
+def _enter(invocation: Invocation, options: Any) -> tuple[Any, Any]:
+    before = _calling.get()
+    _calling.set((invocation, options.method, options.url))
+    return before, context.attach(trace.set_span_in_context(invocation.span))
+
+
+def _leave(before: Any, token: Any) -> None:
+    context.detach(token)
+    _calling.set(before)  # which, unlike a reset, may be done in any context
 
 
 def _invocation_of(options: Any) -> Invocation | None:
     """Return the call whose answer this is. A callable of the application's may make others inside of it."""
-    value = context.get_value(_INVOCATION)
-    if not isinstance(value, tuple):
+    calling = _calling.get()
+    if calling is None:
         return None
-    invocation, method, url = value
+    invocation, method, url = calling
     is_its_own = method == options.method and url.partition("?")[0] == options.url.partition("?")[0]
     return invocation if is_its_own else None
 
@@ -187,9 +199,10 @@ def _body(options: Any) -> Mapping[str, Any]:
             body = None
     elif hasattr(body, "model_dump"):
         body = body.model_dump()
-    body = body if isinstance(body, Mapping) else {}
     extra = options.extra_json
-    return ChainMap(extra, body) if isinstance(extra, dict) and isinstance(body, dict) else body
+    if isinstance(body, dict):  # as of almost every call, and asked more quickly than what follows
+        return ChainMap(extra, body) if isinstance(extra, dict) else body
+    return body if isinstance(body, Mapping) else {}
 
 
 def _server(client: Any, url: str) -> Server:
