@@ -752,11 +752,17 @@ async def wander(runtime: Runtime, server: ScriptedServer) -> Any:
     return client
 
 
-def kept() -> set[str]:
-    """The classes of ours that have instances."""
+def ours() -> list[Any]:
+    """The instances of our classes."""
     gc.collect()
-    kinds = {type(thing) for thing in gc.get_objects()}
-    return {kind.__name__ for kind in kinds if str(kind.__module__).startswith("otel_responses_usage")}
+    package = "otel_responses_usage"
+    return [thing for thing in gc.get_objects() if str(type(thing).__module__).startswith(package)]
+
+
+def kept(before: list[Any]) -> set[str]:
+    """The classes of ours that have instances, besides those that earlier tests have left."""
+    earlier = {id(thing) for thing in before}
+    return {type(thing).__name__ for thing in ours() if id(thing) not in earlier}
 
 
 @runtimes
@@ -767,6 +773,7 @@ def test_nothing_is_left_behind(
     """Ended streams leave what they leave without us: no thread, task, socket or object of ours is kept."""
     caplog.set_level(logging.CRITICAL + 1, "trio")  # its records would keep frames, and what is in them
     server = serve(ResponsesAPI(lambda _: HALF))
+    instances = ours()
     before = set(threading.enumerate())
     connections: list[int] = []
     threads: list[set[str]] = []
@@ -805,7 +812,7 @@ def test_nothing_is_left_behind(
     assert once_off == own
     assert not any(tasks)
     for_good = {"ResponsesUsageInstrumentor", "Server"}  # servers are remembered, a few
-    eventually(lambda: kept() <= for_good, "all forgotten but what is for good")
+    eventually(lambda: kept(instances) <= for_good, "all forgotten but what is for good")
     assert gc.garbage == []
 
 
@@ -816,6 +823,7 @@ def test_calls_that_are_over_are_forgotten(
 ) -> None:
     """Once a span has ended and its connection is closed, nothing of the call is kept, least of all a key."""
     caplog.set_level(logging.CRITICAL + 1, "trio")
+    instances = ours()
     server = serve(ResponsesAPI(lambda _: HALF))
 
     async def main() -> None:
@@ -824,7 +832,7 @@ def test_calls_that_are_over_are_forgotten(
 
     runtime.drive(main)
     observed.spans(7 if runtime is not SYNC else 6)
-    eventually(lambda: not kept() & {"Invocation", "Job", "Target"}, "no call kept")
+    eventually(lambda: not kept(instances) & {"Invocation", "Job", "Target"}, "no call kept")
 
 
 @both

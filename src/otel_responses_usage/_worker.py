@@ -145,6 +145,10 @@ class Circuits:
         self._circuits: dict[Place, Circuit] = {}
         self._probations: dict[Place, _Probation] = {}
 
+    def enter_loop(self) -> None:
+        """Begin on another event loop: who waits at a place waits on the one before."""
+        self._probations = {}
+
     def of(self, place: Place) -> Circuit:
         """Return the circuit of a place."""
         circuit = self._circuits.pop(place, None) or Circuit(self._policy)
@@ -307,8 +311,8 @@ class Worker:
             except BaseException:  # also what would end a thread in silence
                 _fault.report("looking responses up")
             finally:
+                self.has_ended = True  # whatever comes from now on is for another worker
                 self._wind_up()
-                self.has_ended = True
                 self._inbox.extend(self._tasks)
                 self._give_up()
                 while self._run_errand():
@@ -340,6 +344,7 @@ class Worker:
         self._loop.close()
 
     async def _serve(self, *, until_idle: bool = False) -> None:
+        self._circuits.enter_loop()
         retriever = self._make_retriever(self._give_way)
         try:
             while not self._stopping:
