@@ -420,7 +420,7 @@ def test_what_the_application_did_not_ask_for_does_not_count(observed: Observed,
     assert attributes["openai_responses.stream.events"] < len(frames)
 
 
-@pytest.mark.parametrize("kind", ["content", "bytes", "model"])
+@pytest.mark.parametrize("kind", ["content", "bytes", "model", "extra"])
 def test_a_body_of_the_application_s_own_is_described(kind: str, observed: Observed, serve: Serve) -> None:
     """`client.post` with a body that is not a dict is described as it is sent."""
     asked = {"model": "gpt-5.4-mini", "input": "x", "stream": True, "store": False}
@@ -429,9 +429,12 @@ def test_a_body_of_the_application_s_own_is_described(kind: str, observed: Obser
         "content": {"content": text},
         "bytes": {"body": text},
         "model": {"body": asked},
+        "extra": {},
     }[kind]
     server = serve(ResponsesAPI(lambda _: Plan(ANSWER, cut_after=5, end=Cut())))
     options: Any = {"headers": {"content-type": "application/json"}}
+    if kind == "extra":
+        options["extra_json"] = asked
     with client_of(server) as client, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         kinds: Any = {"cast_to": object, "stream": True, "stream_cls": openai.Stream[object]}

@@ -28,7 +28,7 @@ class _Wait(NamedTuple):
 
     ending: Ending
     end_ns: int
-    # It holds the request with its prompt, and is let go when the worker has used it.
+    # It holds the request with its prompt, and is let go when it has been used or will not be.
     make_target: Callable[[str], Target | MissingReason] | None
     cannot_ask: bool = False
 
@@ -329,17 +329,25 @@ class Invocation:
         patience_s = config.background_timeout if self._request.background else config.retrieval_timeout
         self._wait = _Wait(ending, end_ns, self._make_target)
         deadline = time.monotonic() + patience_s - self._seconds_since(end_ns)
-        return self._recovery.submit(Job(str(response.id), deadline, self))
+        refused = self._recovery.submit(Job(str(response.id), deadline, self))
+        if refused is not None:
+            self._wait = None
+        return refused
 
     def on_begin(self, job: Job) -> Aim | MissingReason:
         """Note that the worker takes up the look-up, and say where the response is asked for, and how."""
         wait, server = self._wait, self._request.server
-        assert wait is not None and wait.make_target is not None  # noqa: S101, PT018
+        if wait is None or wait.make_target is None:  # it has been settled
+            return MissingReason.SHUTDOWN
         self._telemetry.hold(self.span)
         job.held.append(None)
         if not job.is_open:  # it was settled meanwhile, perhaps before the span was held
             self._release(job)
-        target = wait.make_target(job.response_id)
+        target: Target | MissingReason = MissingReason.TRANSPORT_ERROR
+        try:
+            target = wait.make_target(job.response_id)
+        except Exception:
+            _fault.report("preparing a look-up")
         if isinstance(target, MissingReason):
             self._wait = wait._replace(make_target=None, cannot_ask=True)
             return target
@@ -351,6 +359,7 @@ class Invocation:
         """Take what has come of the look-up."""
         wait, response = self._wait, self._state.response
         assert wait is not None  # noqa: S101
+        self._wait = wait._replace(make_target=None)
         self._release(job)
         latest = response.updated(result.response) if result.response is not None else response
         known = result.usage is not None

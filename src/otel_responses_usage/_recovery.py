@@ -77,10 +77,13 @@ class Recovery:
     def run_soon(self, errand: Callable[[], None]) -> None:
         """Do something, or have the worker do it soon: while many calls end the application is busy."""
         worker = self._worker
-        if worker is not None and worker.in_burst() and len(self._errands) < _MOST_ERRANDS:
+        is_behind = len(self._errands) >= _MOST_ERRANDS
+        if worker is not None and worker.takes_jobs() and worker.in_burst() and not is_behind:
             self.run_later(errand)
-        else:
-            errand()
+            return
+        if worker is not None:
+            worker.note_call()
+        errand()
 
     def run_later(self, errand: Callable[[], None]) -> None:
         """Have the worker do something soon. Takes no lock, so a garbage collector may call it."""
@@ -112,8 +115,9 @@ class Recovery:
     def drain(self, timeout_s: float) -> None:
         """Wait until nothing is pending, for so long at most; then close what is left as `shutdown`."""
         deadline = time.monotonic() + timeout_s
-        while self._run_errand(timeout_s):
-            pass
+        for _ in range(len(self._errands)):
+            if not self._run_errand(max(0.0, deadline - time.monotonic())):
+                break
         worker = self._worker
         if worker is not None and worker.has_no_thread:
             worker.serve_here(timeout_s)
@@ -151,7 +155,8 @@ class Recovery:
     def _run_errand(self, patience_s: float = threading.TIMEOUT_MAX) -> bool:
         """Run the next errand; say whether there was one."""
         # One thread at a time: whoever drains waits for what another is just doing.
-        if not self._errand_turn.acquire(timeout=patience_s):
+        turn = self._errand_turn  # a fork makes a new one
+        if not turn.acquire(timeout=min(patience_s, threading.TIMEOUT_MAX)):
             return False
         try:
             if not self._errands:
@@ -160,7 +165,7 @@ class Recovery:
         except Exception:
             _fault.report("ending a call")
         finally:
-            self._errand_turn.release()
+            turn.release()
         return True
 
     def _run_errands_somewhere(self) -> None:

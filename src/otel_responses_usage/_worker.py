@@ -24,11 +24,12 @@ THREAD_NAME: Final = "otel-responses-usage"
 _REST_AFTER_S: Final = 5.0
 # Longer than a system takes to wake the thread that has been let by.
 _WAY_S: Final = 5e-5
-# So many calls to attend to within so long are a burst. While it goes on, but not for ever, the worker rests
-# so many times as long as it has worked, but not for longer than so.
+# So many calls to attend to within so long are a burst. While it goes on, the worker rests so many times as
+# long as it has worked, but not for longer than so; where many calls end all the time, only at first.
 _BURST: Final = 8
 _BURST_S: Final = 0.05
 _LONGEST_BURST_S: Final = 3.0
+_BETWEEN_BURSTS_S: Final = 1.0
 _REST_SHARE: Final = 19
 _LONGEST_REST_S: Final = 0.02
 # What a stopping worker may take for closing its sockets.
@@ -79,7 +80,7 @@ class Asker(Protocol):
     """Who wants to know of a response."""
 
     def on_begin(self, job: Job) -> Aim | MissingReason:
-        """Say where the response is asked for and how, or why it cannot be. Called once, by the worker.
+        """Say where the response is asked for and how, or why it cannot be. Called by the worker, if at all.
 
         Working it out when a call ends would be on the application's time.
         """
@@ -233,7 +234,8 @@ class Worker:
         self._is_woken = False  # or will be in a moment
         self._stopping = False
         self._called_at = deque([-_BURST_S] * _BURST, _BURST)
-        self._burst_began = self._gave_way_at = self._worked_s = 0.0
+        self._burst_began = self._burst_seen_at = -_LONGEST_BURST_S
+        self._worked_s = 0.0
         self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
 
     def start(self) -> None:
@@ -262,14 +264,15 @@ class Worker:
         else:
             self.wake()
 
+    def note_call(self) -> None:
+        self._called_at.append(time.monotonic())
+
     def in_burst(self) -> bool:
-        """Note that a call has ended, and say whether many do."""
-        now = time.monotonic()
-        self._called_at.append(now)
-        return now - self._called_at[0] < _BURST_S
+        """Whether many calls are ending."""
+        return time.monotonic() - self._called_at[0] < _BURST_S
 
     def wake(self) -> None:
-        self.in_burst()
+        self.note_call()
         # Waking the loop takes a system call, in which the caller loses the interpreter to the worker.
         if self._is_woken:
             return
@@ -278,6 +281,7 @@ class Worker:
             self._call(self._wake.set)
         except BaseException:  # of a signal handler
             self._is_woken = False
+            self._call(self._wake.set)
             raise
 
     def cancel(self, job: Job) -> None:
@@ -373,7 +377,12 @@ class Worker:
     def _begin(self, job: Job, retriever: Retriever) -> None:
         # Not a variable of `_serve`: that would keep the last job, and its credentials, until the next one.
         if job.is_open:
-            self._tasks[job] = self._loop.create_task(self._settle(job, retriever))
+            self._tasks[job] = task = self._loop.create_task(self._settle(job, retriever))
+            task.add_done_callback(lambda _: self._dismiss(job))  # it may be cancelled before its first step
+
+    def _dismiss(self, job: Job) -> None:
+        if self._tasks.pop(job, None) is not None:
+            self._wake.set()
 
     async def _woken_within(self, timeout_s: float) -> bool:
         with contextlib.suppress(asyncio.TimeoutError):
@@ -409,7 +418,8 @@ class Worker:
             probation = await self._circuits.enter(aim.place, left_s)
             result = await self._drive(job, aim, retriever, trial)
         finally:
-            judged = job.is_open and result is not None and job.attempts > 0
+            # What is given up by a worker that ends says nothing of the server.
+            judged = job.is_open and result is not None and job.attempts > 0 and not self.has_ended
             verdict = verdict_of(result) if judged and result is not None else Verdict.NOTHING
             self._circuits.learn(aim.place, verdict, is_trial=trial.is_held)
             # One that has failed keeps its turn: the next may begin only where nothing was learned.
@@ -465,14 +475,16 @@ class Worker:
         a millisecond's work to do for each look-up, may go from one to the next without ever waiting. While
         many calls end at once the application has its hands full, and the look-ups can wait.
         """
-        rest_s, now = _WAY_S, time.monotonic()
-        is_burst = now - self._called_at[0] < _BURST_S
-        if not is_burst or now - self._gave_way_at > _BURST_S:  # there was nothing to do for a while
-            self._burst_began = now
-        if is_burst and now - self._burst_began < _LONGEST_BURST_S:
-            rest_s = min(max(_WAY_S, _REST_SHARE * (time.thread_time() - self._worked_s)), _LONGEST_REST_S)
-        time.sleep(rest_s)
-        self._worked_s, self._gave_way_at = time.thread_time(), time.monotonic()
+        rest_s = _WAY_S
+        if self.in_burst():
+            now = time.monotonic()
+            if now - self._burst_seen_at > _BETWEEN_BURSTS_S:
+                self._burst_began = now
+            self._burst_seen_at = now
+            if now - self._burst_began < _LONGEST_BURST_S:
+                rest_s = max(_WAY_S, _REST_SHARE * (time.thread_time() - self._worked_s))
+        time.sleep(min(rest_s, _LONGEST_REST_S))
+        self._worked_s = time.thread_time()
 
 
 class _Trial:

@@ -122,15 +122,17 @@ def _options(args: Any, kwargs: Any) -> Any:
     return kwargs["options"] if "options" in kwargs else args[1] if len(args) > 1 else None
 
 
-def _enter(invocation: Invocation, options: Any) -> tuple[Any, Any]:
-    before = _calling.get()
-    _calling.set((invocation, options.method, options.url))
-    return before, context.attach(trace.set_span_in_context(invocation.span))
+def _enter(invocation: Invocation, options: Any) -> tuple[Any, Any, Any]:
+    before, calling = _calling.get(), (invocation, options.method, options.url)
+    _calling.set(calling)
+    return before, calling, context.attach(trace.set_span_in_context(invocation.span))
 
 
-def _leave(before: Any, token: Any) -> None:
+def _leave(before: Any, calling: Any, token: Any) -> None:
     context.detach(token)
-    _calling.set(before)  # which, unlike a reset, may be done in any context
+    # A coroutine that nobody has finished is closed by the collector, in any context, in mid-call of another.
+    if _calling.get() is calling:
+        _calling.set(before)
 
 
 def _invocation_of(options: Any) -> Invocation | None:
@@ -199,6 +201,7 @@ def _body(options: Any) -> Mapping[str, Any]:
             body = None
     elif hasattr(body, "model_dump"):
         body = body.model_dump()
+    body = {} if body is None else body
     extra = options.extra_json
     if isinstance(body, dict):  # as of almost every call, and asked more quickly than what follows
         return ChainMap(extra, body) if isinstance(extra, dict) else body
