@@ -740,7 +740,7 @@ async def wander(runtime: Runtime, server: ScriptedServer) -> Any:
     client = client_of(runtime, server)
     for leave in (read_half, read_not_at_all, entered_and_forgotten, left_raw):
         await leave(client)
-    await settle((await read_half(client)).close())
+    await read_half_and_closed(client)
     async with entered(client.responses.stream(model="m", input="x")) as stream:
         await take(stream)
     if runtime is not SYNC:

@@ -1,8 +1,8 @@
 """Very many streams: ten thousand cut at once, and short ones one after the other.
 
 The server is a process of its own, so that it does not compete with the application for the interpreter.
-What is compared is compared within one run, and time is one thread's processor time: others on the machine
-change neither. `-m "not load"` leaves all of this out; `LOAD_STREAMS=100000` makes the second part longer.
+What is compared is compared within one run, so that others on the machine change it little.
+`-m "not load"` leaves all of this out; `LOAD_STREAMS=100000` makes the second part longer.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ from test_endings import (
     looked_up,
     pause,
     read_half,
+    read_half_and_closed,
     take,
     told,
     untidy,
@@ -79,7 +80,7 @@ def close_with_a_tail(runtime: Runtime, observed: Observed, server: ScriptedServ
 
     async def main() -> None:
         client = client_of(runtime, server)
-        await settle((await read_half(client)).close())
+        await read_half_and_closed(client)
         api.gate.set()
         await until(runtime, lambda: observed.finished)
         await settle(client.close())
@@ -166,15 +167,11 @@ def test_tails_give_their_places_back(
     with client_of(SYNC, serve(api)) as client:
         for done in (1, 2, 3):
             api.gate.clear()
-            SYNC.drive(lambda: _close_half_read(client))
+            SYNC.drive(lambda: read_half_and_closed(client))
             api.gate.set()
             observed.spans(done)
             eventually(lambda: threads() == [], "the tail's thread has gone")
     assert observed.calls() == {"tail": 3}
-
-
-async def _close_half_read(client: Any) -> None:
-    await settle((await read_half(client)).close())
 
 
 async def leave_it_open(client: Any) -> None:
@@ -319,7 +316,7 @@ def test_uninstrumenting_ends_a_tail(runtime: Runtime, instrument: Instrument, s
 
     async def main() -> None:
         client = client_of(runtime, server)
-        await settle((await read_half(client)).close())
+        await read_half_and_closed(client)
         ResponsesUsageInstrumentor().uninstrument()
         assert observed.finished == 1
         api.gate.set()

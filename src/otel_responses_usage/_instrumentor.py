@@ -47,8 +47,8 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Return the supported range of the SDK."""
-        (major, minor), beyond = _OLDEST, _BEYOND
-        return (f"openai >= {major}.{minor}, < {beyond}",)
+        major, minor = _OLDEST
+        return (f"openai >= {major}.{minor}, < {_BEYOND}",)
 
     def _check_dependency_conflicts(self) -> Any:
         # To learn the version, the base class parses all that the SDK's package says of itself, in 3 ms.

@@ -378,11 +378,12 @@ class Worker:
         # Not a variable of `_serve`: that would keep the last job, and its credentials, until the next one.
         if job.is_open:
             self._tasks[job] = task = self._loop.create_task(self._settle(job, retriever))
-            task.add_done_callback(lambda _: self._dismiss(job))  # it may be cancelled before its first step
+            # Not at the end of the task's own steps: it may be cancelled before the first of them.
+            task.add_done_callback(lambda _: self._dismiss(job))
 
     def _dismiss(self, job: Job) -> None:
-        if self._tasks.pop(job, None) is not None:
-            self._wake.set()
+        self._tasks.pop(job, None)
+        self._wake.set()
 
     async def _woken_within(self, timeout_s: float) -> bool:
         with contextlib.suppress(asyncio.TimeoutError):
@@ -397,12 +398,10 @@ class Worker:
         except Exception:
             _fault.report("looking a response up")
         finally:
-            self._tasks.pop(job, None)
             # In this order: whoever waits for the last job waits for its span, too.
             job.finish(result, UsageSource.RETRIEVAL)
             self._forget(job)
             self.settled.set()
-            self._wake.set()
 
     async def _look_up(self, job: Job, retriever: Retriever) -> Retrieved:
         """Drive the flow of one job, unless the circuit of its place is open."""
