@@ -232,9 +232,11 @@ class ScriptedServer:
         self._port = listener.sockets[0].getsockname()[1]
         self._listening.set()
         await self._stopping.wait()
-        listener.close()
+        # A connection that is being accepted while its listener closes is lost to asyncio: nothing ends it.
+        self._loop.remove_reader(listener.sockets[0].fileno())
         for _ in range(5):  # turns of the loop, until what was just accepted is a wire
             await asyncio.sleep(0)
+        listener.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import http.client
 import json
 import socket
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -161,6 +162,28 @@ def test_stop_does_not_wait_for_what_is_held() -> None:
         server.stop()
         assert time.monotonic() - began < 1
         assert server.open_connections == 0
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_stop_leaves_nothing_of_what_comes_meanwhile() -> None:
+    """A connection that is being accepted while the server stops is ended, too."""
+    for _ in range(30):
+        server = ScriptedServer(lambda _: Reply.json({})).start()
+        address = ("127.0.0.1", urlsplit(server.url).port)
+        with ExitStack() as clients:
+
+            def come(address: tuple[str, int | None] = address, clients: ExitStack = clients) -> None:
+                with suppress(OSError):
+                    while True:
+                        clients.enter_context(socket.create_connection(address))
+
+            coming = threading.Thread(target=come)
+            coming.start()
+            until(lambda server=server: server.connections > 0)
+            server.stop()
+            coming.join()
+        assert server.open_connections == 0
+    gc.collect()
 
 
 def test_a_fault_of_the_script_is_not_hidden() -> None:
