@@ -47,6 +47,49 @@ class AsyncByteStream:
         """Let go of nothing."""
 
 
+class BoundSyncStream(SyncByteStream):
+    """What an HTTP library puts around a body, to know when it is closed."""
+
+    def __init__(self, stream: SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._stream
+
+    def close(self) -> None:
+        """Close the body."""
+        self._stream.close()
+
+
+class BoundAsyncStream(AsyncByteStream):
+    """The same for an async client."""
+
+    def __init__(self, stream: AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        stream: Any = self._stream.__aiter__()
+        try:
+            async for piece in stream:
+                yield piece
+        finally:
+            await stream.aclose()
+
+    async def aclose(self) -> None:
+        """Close the body."""
+        await self._stream.aclose()
+
+
+def body(pieces: list[bytes]) -> BoundSyncStream:
+    """Return the body of an answer as a sync client has it."""
+    return BoundSyncStream(SyncByteStream(pieces))
+
+
+def async_body(pieces: list[bytes]) -> BoundAsyncStream:
+    """Return the body of an answer as an async client has it."""
+    return BoundAsyncStream(AsyncByteStream(pieces))
+
+
 class Request:
     """The HTTP request that was made."""
 
@@ -105,7 +148,7 @@ class SyncAPIClient(_Client):
 
     def request(self, cast_to: object, options: Any, **_: Any) -> Any:
         """Answer with the body that the client was made with."""
-        response = Response(SyncByteStream(self._pieces))
+        response = Response(body(self._pieces))
         return self._process_response(cast_to=cast_to, options=options, response=response, stream=True)
 
 
@@ -114,7 +157,7 @@ class AsyncAPIClient(_Client):
 
     async def request(self, cast_to: object, options: Any, **_: Any) -> Any:
         """Answer with the body that the client was made with."""
-        response = Response(AsyncByteStream(self._pieces))
+        response = Response(async_body(self._pieces))
         return self._process_response(cast_to=cast_to, options=options, response=response, stream=True)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
+import inspect
 import json
 import logging
 import time
 import warnings
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import openai
@@ -18,7 +21,7 @@ from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 from pydantic import BaseModel
 
-from calls import CUT, HTTP, since
+from calls import CUT, HTTP, items, settle, since
 from conftest import Instrument, Serve
 from embedded.answer import OUT_OF_QUOTA, Answer, FunctionCall, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, Send, frame
@@ -28,6 +31,7 @@ from otel_responses_usage import ResponsesUsageInstrumentor
 
 ANSWER = Answer(pieces=("one ", "two ", "three "), usage=usage(7, 21, cached=3, reasoning=11))
 ASKED: dict[str, Any] = {"model": "gpt-5.4-mini", "input": "x"}
+both = pytest.mark.parametrize("client_class", [openai.OpenAI, openai.AsyncOpenAI], ids=["sync", "async"])
 
 
 def client_of(server: ScriptedServer, **options: Any) -> openai.OpenAI:
@@ -581,6 +585,89 @@ def test_the_application_gets_the_sdk_s_own_objects(observed: Observed, serve: S
     assert [type(event) for event in events] == [type(event) for event in plain]
     assert [event.type for event in events] == [event.type for event in plain]
     assert sum(type(event) is ResponseTextDeltaEvent for event in events) == 3
+
+
+class DeepBody(HTTP.SyncByteStream, HTTP.AsyncByteStream):  # type: ignore[misc]
+    """A body that notes how deep its readers stand in each other."""
+
+    def __init__(self) -> None:
+        self.depths: list[int] = []
+
+    def _pieces(self) -> Iterator[bytes]:
+        for event in ANSWER.events():
+            yield frame(event)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._pieces():
+            self.depths.append(len(inspect.stack(0)))
+            yield piece
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces():
+            self.depths.append(len(inspect.stack(0)))
+            yield piece
+
+
+def reader_of(client_class: type) -> type:
+    """The HTTP library's own outermost reader of a body."""
+    module = importlib.import_module(f"{HTTP.__name__}._client")
+    return module.BoundAsyncStream if issubclass(client_class, openai.AsyncOpenAI) else module.BoundSyncStream
+
+
+def read(client_class: Any, body: Any) -> Any:
+    """Make a call whose answer has this body, read it, and return the raw response."""
+    answer = HTTP.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
+    library = HTTP.AsyncClient if issubclass(client_class, openai.AsyncOpenAI) else HTTP.Client
+    http_client = library(transport=HTTP.MockTransport(lambda _: answer))
+    client = client_class(base_url="http://127.0.0.1/v1", api_key="k", http_client=http_client)
+
+    async def main() -> Any:
+        raw = await settle(client.responses.with_raw_response.create(**ASKED, stream=True))
+        async for _ in items(raw.parse()):
+            pass
+        await settle(client.close())
+        return raw
+
+    return asyncio.run(main())
+
+
+@both
+def test_a_watched_body_passes_no_more_hands_than_another(client_class: Any, instrument: Instrument) -> None:
+    """The tap stands in the place of a reader of the HTTP library's own that only hands on."""
+    unwatched, watched = DeepBody(), DeepBody()
+    read(client_class, unwatched)
+    observed = instrument()
+    read(client_class, watched)
+    assert attributes_of(observed)["openai_responses.stream.events"] == len(ANSWER.events())
+    assert watched.depths == unwatched.depths != []
+
+
+@both
+def test_how_long_an_answer_took_is_known_as_ever(client_class: Any, observed: Observed) -> None:
+    """The HTTP library times an answer up to its close."""
+    assert read(client_class, DeepBody()).elapsed.total_seconds() > 0
+    observed.span()
+
+
+@pytest.mark.parametrize("wrapper", [wrapt.FunctionWrapper, None], ids=["wrapt", "function"])
+@both
+def test_a_reader_that_somebody_has_changed_is_left_in_place(
+    client_class: Any, wrapper: Any, observed: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another package may want to see the body at the same place."""
+    name = "__aiter__" if issubclass(client_class, openai.AsyncOpenAI) else "__iter__"
+    original = vars(reader_of(client_class))[name]
+    seen: list[Any] = []
+
+    def note(_: Any, instance: Any, *__: Any) -> Any:
+        seen.append(instance)
+        return original(instance)
+
+    changed = wrapper(original, note) if wrapper else lambda self: note(None, self)
+    monkeypatch.setattr(reader_of(client_class), name, changed)
+    read(client_class, DeepBody())
+    assert len(seen) == 1
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
 
 
 def test_the_span_is_current_only_while_the_request_is_made(observed: Observed, serve: Serve) -> None:

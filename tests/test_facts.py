@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
@@ -536,7 +535,7 @@ def test_facts_cannot_be_changed() -> None:
     for fact, name in facts:
         with pytest.raises(AttributeError):
             setattr(fact, name, "changed")
-    assert json.dumps(dataclasses.asdict(Usage(1))) == (
+    assert json.dumps(Usage(1)._asdict()) == (
         '{"input_tokens": 1, "output_tokens": null, "cache_read_input_tokens": null,'
         ' "cache_write_input_tokens": null, "reasoning_output_tokens": null}'
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import inspect
 import re
@@ -61,8 +60,9 @@ def test_every_public_name_has_a_promise(name: str) -> None:
 def test_every_field_is_explained(name: str) -> None:
     """The docstring of a class with fields has a line for each of them."""
     owner = getattr(otel_responses_usage, name)
-    for field in dataclasses.fields(owner):
-        assert re.search(rf"^\s+{field.name}: \w", owner.__doc__, re.MULTILINE), field.name
+    assert owner.__annotations__
+    for field in owner.__annotations__:
+        assert re.search(rf"^\s+{field}: \w", owner.__doc__, re.MULTILINE), field
 
 
 @pytest.mark.parametrize(

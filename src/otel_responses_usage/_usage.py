@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 _LARGEST: Final = 2**63 - 1
 
@@ -37,8 +36,7 @@ class MissingReason(str, Enum):
     SHUTDOWN = "shutdown"
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """The tokens the API reported for one response.
 
     A count that the API did not report is `None`; a reported zero stays zero. Nothing is estimated.

@@ -6,6 +6,7 @@ import functools
 import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from types import FunctionType
 from typing import Any, Final
 
 from .. import _fault
@@ -16,6 +17,8 @@ from ._tail import async_read_on, read_on
 # Where an exception begins that the reading of a stream itself has raised, and not the application.
 _READERS: Final = frozenset({"openai._streaming", "httpx._models", "httpx2._models"})
 
+# The streams that only count the time, and how each is read.
+_RELAYS: Final = {"BoundSyncStream": "__iter__", "BoundAsyncStream": "__aiter__"}
 
 # Of asyncio and of trio.
 _CANCELLATIONS: Final = frozenset({"CancelledError", "Cancelled"})
@@ -128,7 +131,7 @@ class _SyncTap(_Tap):
         invocation, is_plain = self._invocation, self._decode is None
         passes: Callable[[bytes], bool] = sees_nothing
         try:
-            self._source = iter(self._stream)
+            self._source = iter(_behind(self._stream))
             for piece in self._source:
                 if not passes(piece):
                     taken = invocation.on_bytes(piece) if is_plain else self._feed_encoded(piece)
@@ -172,7 +175,7 @@ class _AsyncTap(_Tap):
         invocation, is_plain = self._invocation, self._decode is None
         passes: Callable[[bytes], bool] = sees_nothing
         try:
-            self._source = self._stream.__aiter__()
+            self._source = _behind(self._stream).__aiter__()
             async for piece in self._source:
                 if not passes(piece):
                     taken = invocation.on_bytes(piece) if is_plain else self._feed_encoded(piece)
@@ -217,6 +220,19 @@ def _tap_class(base: type) -> Callable[..., Any]:
     """Return the tap as a subclass of the HTTP library's own stream class, which that library insists on."""
     tap_class = _TAPS[base.__name__]
     return type(tap_class.__name__, (tap_class, base), {"__slots__": ()})
+
+
+def _behind(stream: Any) -> Any:
+    """Return what the HTTP library's outermost stream hands on piece by piece, doing nothing else.
+
+    The tap stands in that one's place: then a watched body passes no more hands than another. It is still
+    closed through it. One that somebody else has changed is left where it is.
+    """
+    relay = type(stream)
+    read = vars(relay).get(_RELAYS.get(relay.__name__, ""))
+    # Asked by its type: a wrapped function passes for one.
+    is_its_own = type(read) is FunctionType and read.__globals__.get(relay.__name__) is relay
+    return stream._stream if is_its_own and hasattr(stream, "_stream") else stream  # noqa: SLF001
 
 
 def _decoder(response: Any) -> Callable[[bytes], bytes] | None:
