@@ -9,6 +9,7 @@ from . import pieces, standin
 from .clock import added, alternating, paired
 from .row import Row
 
+LONG = 95  # pieces of text, of whose gaps 23 are told: never are more of a call
 AT_START = 9  # attributes that the span of the stand-in's call has from the start
 
 
@@ -41,30 +42,42 @@ def rows(*, quick: bool) -> list[Row]:
 
 
 def contenders() -> dict[str, Callable[[], None]]:
-    """Return two calls as they are observed, the same unobserved, and their spans and points by hand.
+    """Return each kind of call unobserved, as it is observed, and its span and points by hand.
 
-    One is a stream of its last event alone, the other has all events of a short answer. The
-    instrumentation is on from now on.
+    One is a stream of its last event alone, others have all events of a short answer, sync and async, and of
+    a longer one. The instrumentation is on from now on.
     """
     from .instrumented import ResponsesUsageInstrumentor
     from .telemetry import Told, by_hand
 
     told = Told()
     ResponsesUsageInstrumentor().instrument(**told.providers)
-    whole = pieces.whole(pieces.SHORT)
+    short, long = pieces.whole(pieces.SHORT), pieces.whole(LONG)
+    plain, plain_async = standin.PlainSyncAPIClient, standin.PlainAsyncAPIClient
     works: dict[str, Callable[[], None]] = {}
-    # In this order: the points that are told of the first are among those told of the second.
-    for kind, stream in (("one event", whole[-1:]), (f"{len(whole)} events", whole)):
-        plain, ours = standin.PlainSyncAPIClient(stream), standin.SyncAPIClient(stream)
-        standin.drain(ours)
-        works[f"{kind}, plain"] = _drain(plain)
-        works[f"{kind}, ours"] = _drain(ours)
+    for kind, unobserved, observed in (
+        ("one event", _drain(plain(short[-1:])), _drain(standin.SyncAPIClient(short[-1:]))),
+        (f"{len(short)} events", _drain(plain(short)), _drain(standin.SyncAPIClient(short))),
+        (
+            f"{len(short)} events, async",
+            _async_drain(plain_async(short)),
+            _async_drain(standin.AsyncAPIClient(short)),
+        ),
+        (f"{len(long)} events", _drain(plain(long)), _drain(standin.SyncAPIClient(long))),
+    ):
+        observed()
+        works[f"{kind}, plain"] = unobserved
+        works[f"{kind}, ours"] = observed
         works[f"{kind}, by hand"] = by_hand(told.attributes, told.points(), AT_START)
     return works
 
 
 def _drain(client: standin.SyncAPIClient) -> Callable[[], None]:
     return lambda: standin.drain(client)
+
+
+def _async_drain(client: standin.AsyncAPIClient) -> Callable[[], None]:
+    return lambda: standin.run(standin.async_drain(client))
 
 
 def _heard(rounds: int) -> dict[str, tuple[float, float]]:

@@ -12,8 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from . import call, pieces, standin
-from .floor import Floor, async_read, read
+from . import call, floor, pieces, standin
 
 EVENTS = 500
 CALLS = 10
@@ -25,11 +24,19 @@ _CALLS = (
     "plain call",
     "call",
     "call by hand",
+    "plain call, async",
+    "call, async",
+    "call by hand, async",
+    "plain call of 103 events",
+    "call of 103 events",
+    "call of 103 events by hand",
 )
 # In the order in which they run, and how many events or calls a part is.
 PARTS = {
     "plain event": EVENTS,
     "plain event, async": EVENTS,
+    "bare event": EVENTS,
+    "bare event, async": EVENTS,
     "floor event": EVENTS,
     "floor event, async": EVENTS,
     "event": EVENTS,
@@ -86,10 +93,10 @@ def parts(artificial_loss: int = 0) -> dict[str, Callable[[int], None]]:
     return {
         "plain event": drain(standin.PlainSyncAPIClient, same),
         "plain event, async": async_drain(standin.PlainAsyncAPIClient),
-        "floor event": lambda times: read(Floor(standin.SyncByteStream(same[times]))),
-        "floor event, async": lambda times: standin.run(
-            async_read(Floor(standin.AsyncByteStream(same[times])))
-        ),
+        "bare event": lambda times: floor.bare(same[times]),
+        "bare event, async": lambda times: floor.async_bare(same[times]),
+        "floor event": lambda times: floor.floor(same[times]),
+        "floor event, async": lambda times: floor.async_floor(same[times]),
         "event": wasteful,
         "event, async": async_drain(standin.AsyncAPIClient),
         "event of another kind": drain(standin.SyncAPIClient, mixed),

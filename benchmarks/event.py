@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from . import pieces, standin
 from .clock import added, paired
-from .floor import Floor, async_read, read
+from .floor import async_floor, floor
 from .row import Row
 
 
@@ -47,8 +47,8 @@ def _works(stream: list[bytes], size: int) -> dict[str, Callable[[], object]]:
     return {
         f"plain {size}": lambda: standin.drain(plain),
         f"sync {size}": lambda: standin.drain(ours),
-        f"sync floor {size}": lambda: read(Floor(standin.body(stream))),
+        f"sync floor {size}": lambda: floor(stream),
         f"async plain {size}": lambda: standin.run(standin.async_drain(plain_async)),
         f"async {size}": lambda: standin.run(standin.async_drain(ours_async)),
-        f"async floor {size}": lambda: standin.run(async_read(Floor(standin.async_body(stream)))),
+        f"async floor {size}": lambda: async_floor(stream),
     }

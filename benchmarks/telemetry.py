@@ -9,8 +9,8 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.metrics import NoOpMeterProvider
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics import Counter, Histogram, MeterProvider
+from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -40,7 +40,10 @@ class Told:
 
     def __init__(self) -> None:
         self._exporter = LastSpan()
-        self._reader = InMemoryMetricReader()
+        # What was taken since the last reading, and not since the beginning.
+        self._reader = InMemoryMetricReader(
+            dict.fromkeys((Counter, Histogram), AggregationTemporality.DELTA)
+        )
         self.tracer_provider = TracerProvider(shutdown_on_exit=False)
         self.span_processor = SimpleSpanProcessor(self._exporter)
         self.tracer_provider.add_span_processor(self.span_processor)
@@ -67,7 +70,10 @@ class Told:
         return dict(span.attributes or {}) if span is not None else {}
 
     def points(self) -> list[tuple[str, Json, bool]]:
-        """Every series: its instrument, its attributes, and whether it is a histogram's."""
+        """Every point since the last reading: its instrument, its series, and whether it is a histogram's.
+
+        All points that a counter has taken of one series are one.
+        """
         data: Any = self._reader.get_metrics_data()
         return [
             (metric.name, dict(point.attributes), hasattr(point, "bucket_counts"))
@@ -75,6 +81,7 @@ class Told:
             for scope in resource.scope_metrics
             for metric in scope.metrics
             for point in metric.data.data_points
+            for _ in range(getattr(point, "count", 1))
         ]
 
 
