@@ -63,6 +63,16 @@ class Count:
         """Whether it is more than the baseline allows."""
         return self.before is not None and self.ratio > max(self.before * (1 + TOLERANCE), _NOISE)
 
+    @property
+    def fell(self) -> bool:
+        """Whether it is so much less that the baseline would let it grow back unseen."""
+        return self.before is not None and self.before > _NOISE and self.ratio < self.before * (1 - TOLERANCE)
+
+    @property
+    def verdict(self) -> str:
+        """What the table says of it."""
+        return "**grew**" if self.grew else "fell: run --update" if self.fell else "holds"
+
 
 class ValgrindMissingError(Exception):
     """There is no valgrind."""
@@ -106,7 +116,7 @@ def table(found: list[Count]) -> str:
     ]
     lines += [
         f"| {count.name} | {count.added:,} | {count.reference:,} | {count.ratio} "
-        f"| {'none' if count.before is None else count.before} | {'**grew**' if count.grew else 'holds'} |"
+        f"| {'none' if count.before is None else count.before} | {count.verdict} |"
         for count in found
     ]
     return "\n".join(lines)

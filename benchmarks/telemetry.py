@@ -41,9 +41,7 @@ class Told:
     def __init__(self) -> None:
         self._exporter = LastSpan()
         # What was taken since the last reading, and not since the beginning.
-        self._reader = InMemoryMetricReader(
-            dict.fromkeys((Counter, Histogram), AggregationTemporality.DELTA)
-        )
+        self._reader = InMemoryMetricReader(dict.fromkeys((Counter, Histogram), AggregationTemporality.DELTA))
         self.tracer_provider = TracerProvider(shutdown_on_exit=False)
         self.span_processor = SimpleSpanProcessor(self._exporter)
         self.tracer_provider.add_span_processor(self.span_processor)
