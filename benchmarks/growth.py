@@ -10,6 +10,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,18 +60,14 @@ def _cost(streams: int, events: int) -> tuple[float, float]:
     number = streams * len(stream)
     rounds = max(3, min(15, 100_000 // number))
     repeats = max(1, 2_000 // number)
-    pairs = [
-        (
-            _ns(lambda: _interleaved(standin.SyncAPIClient(stream), streams), repeats),
-            _ns(lambda: _interleaved(standin.PlainSyncAPIClient(stream), streams), repeats),
-        )
-        for _ in range(rounds)
-    ]
+    ours, plain = standin.SyncAPIClient(stream), standin.PlainSyncAPIClient(stream)
+    costs: dict[object, list[float]] = {ours: [], plain: []}
+    for turn in range(rounds):
+        for client in costs if turn % 2 else reversed(costs):
+            costs[client].append(_ns(partial(_interleaved, client, streams), repeats))
+    added_ns = median(mine - theirs for mine, theirs in zip(costs[ours], costs[plain], strict=True))
     streams = max(streams, 20)  # of a single one the memory is not told from that of the measurement
-    ours, plain = (
-        _held(client(stream), streams) for client in (standin.SyncAPIClient, standin.PlainSyncAPIClient)
-    )
-    return median(ours_ns - plain_ns for ours_ns, plain_ns in pairs) / number, (ours - plain) / streams
+    return added_ns / number, (_held(ours, streams) - _held(plain, streams)) / streams
 
 
 def _interleaved(client: Any, streams: int) -> list[Iterator[bytes]]:

@@ -12,41 +12,61 @@ from .row import Row
 
 
 def rows(*, quick: bool) -> list[Row]:
-    """Measure streams that have been read for a while and are open still."""
+    """Measure streams, sync and async, that have been read for a while and are open still."""
     standin.install()
     from .instrumented import instrumented
     from .telemetry import Told
 
     streams, sizes = (50, (10, 500)) if quick else (300, (100, 10_000))
     told = Told()
+    held: dict[str, float] = {}
     with instrumented(**told.providers):
-        plain = _per_stream(standin.PlainSyncAPIClient, streams, sizes[0])
-        held = [_per_stream(standin.SyncAPIClient, streams, events) - plain for events in sizes]
         span = _span(told, streams)
+        for how, plain_client, client, open_and_read in (
+            ("sync", standin.PlainSyncAPIClient, standin.SyncAPIClient, _open_and_read),
+            ("async", standin.PlainAsyncAPIClient, standin.AsyncAPIClient, _async_open_and_read),
+        ):
+            plain = _per_stream(plain_client, open_and_read, streams, sizes[0])
+            for events in sizes:
+                ours = _per_stream(client, open_and_read, streams, events)
+                held[f"{how}, after {events:,} events"] = ours - plain
     return [
         Row(
-            f"memory per open stream after {events:,} events, without the SDK's span of {span:,.0f} bytes",
+            f"memory per open stream, {name}, without the SDK's span of {span:,.0f} bytes",
             bytes_held - span,
             2048,
             "bytes",
         )
-        for events, bytes_held in zip(sizes, held, strict=True)
+        for name, bytes_held in held.items()
     ]
 
 
-def _per_stream(client: Callable[[list[bytes]], Any], streams: int, events: int) -> float:
+def _per_stream(
+    client: Callable[[list[bytes]], Any],
+    open_and_read: Callable[[Any, int], object],
+    streams: int,
+    events: int,
+) -> float:
     """Return the bytes that each of so many streams holds; the pieces of all are the same objects."""
-    head, deltas = pieces.whole(pieces.SHORT)[:4], pieces.repeated(events)
-    caller = client([*head, *deltas, b""])
+    read = [*pieces.whole(pieces.SHORT)[:4], *pieces.repeated(events)]
+    caller = client([*read, b""])
+    return _held(lambda: open_and_read(caller, len(read)), streams)
 
-    def open_and_read() -> object:
-        response = caller.request(object, standin.Options())
-        reading = iter(response.stream)
-        for _ in range(len(head) + len(deltas)):
-            next(reading)
-        return response, reading
 
-    return _held(open_and_read, streams)
+def _open_and_read(caller: standin.SyncAPIClient, number: int) -> object:
+    response = caller.request(object, standin.Options())
+    reading = iter(response.stream)
+    for _ in range(number):
+        next(reading)
+    return response, reading
+
+
+def _async_open_and_read(caller: standin.AsyncAPIClient, number: int) -> object:
+    response = standin.run(caller.request(object, standin.Options()))
+    reading = aiter(response.stream)
+    for _ in range(number):
+        standin.run(reading.__anext__())
+    return response, reading
 
 
 def _span(told: Any, streams: int) -> float:

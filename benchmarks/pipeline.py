@@ -1,8 +1,11 @@
-"""What an event costs in the whole of the real SDK, over a transport that is in memory."""
+"""What events and calls cost in the whole of the real SDK, over a transport that is in memory."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from statistics import median
 
@@ -10,9 +13,11 @@ import httpx2
 import openai
 
 from . import pieces
-from .clock import paired
+from .clock import added, paired
+from .instrumented import instrumented
 from .one import rows_of
 from .row import Row
+from .telemetry import Told
 
 Work = Callable[[], object]
 
@@ -68,7 +73,7 @@ def async_reader(stream: list[bytes]) -> Work:
 
 
 def rows(*, quick: bool) -> list[Row]:
-    """Measure the SDK's own cost of an event, and say what share of it ours is."""
+    """Say what share our cost of an event is of the SDK's own, and measure what is added to whole calls."""
     isolated = {row.what: row.result for row in rows_of("event", quick=quick)}
     events, rounds = (100, 3) if quick else (1_000, 15)
     short, long = pieces.whole(pieces.SHORT), pieces.whole(pieces.SHORT + events)
@@ -90,13 +95,38 @@ def rows(*, quick: bool) -> list[Row]:
         )
         found.append(
             Row(
-                f"added per event in the whole pipeline, {how}, of the SDK's own {own / 1000:,.0f} us",
+                f"isolated cost of an event as a share of the SDK's own {own / 1000:,.0f} us, {how}",
                 100 * isolated[f"added per event, {how}"] / own,
                 0.5,
                 "%",
             )
         )
+    return found + _calls(short, *((3, 3) if quick else (60, 10)))
+
+
+def _calls(stream: list[bytes], rounds: int, times: int) -> list[Row]:
+    told = Told()
+    found = []
+    for how, read in (("sync", reader(stream)), ("async", async_reader(stream))):
+        costs: dict[str, list[int]] = {"on": [], "off": []}
+        for turn in range(rounds):
+            for switch in costs if turn % 2 else reversed(costs):
+                with instrumented(**told.providers) if switch == "on" else contextlib.nullcontext():
+                    costs[switch].append(_ns(read, times))
+        added_us = added(costs, "on", "off") / times / 1000
+        found.append(
+            Row(f"added per call of {len(stream)} events in the real SDK, {how}", added_us, None, "us")
+        )
     return found
+
+
+def _ns(read: Work, times: int) -> int:
+    read()  # what is made once after a switch is made now
+    gc.collect()
+    began = time.thread_time_ns()
+    for _ in range(times):
+        read()
+    return time.thread_time_ns() - began
 
 
 def _answer(body: SyncBody | AsyncBody) -> httpx2.Response:

@@ -203,10 +203,10 @@ async def async_drain(client: AsyncAPIClient) -> None:
     await response.stream.aclose()
 
 
-def run(coroutine: Any) -> None:
-    """Run a coroutine that never waits."""
+def run(coroutine: Any) -> Any:
+    """Run a coroutine that never waits, and return what it returns."""
     try:
         coroutine.send(None)
-    except StopIteration:
-        return
+    except StopIteration as returned:
+        return returned.value
     raise RuntimeError("it waits")
