@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import time
 import urllib.request
+from statistics import fmean
+from typing import NamedTuple
 
 import openai
 
@@ -21,30 +23,62 @@ CONCURRENCY = 8
 _TICK_S = 0.002
 
 
+class Waits(NamedTuple):
+    """Seconds that the read takes that finds a stream cut, and `close()` of one that is open."""
+
+    cut: list[float]
+    close: list[float]
+
+
 def rows(*, quick: bool) -> list[Row]:
-    """Cut streams, close streams while all of their usage is looked up, then let the look-ups be answered."""
-    streams, closes = (40, 10) if quick else (1_000, 300)
+    """Cut and close streams while all of their usage waits to be looked up, and while it is looked up.
+
+    Once that has been answered for, let the rest be looked up with nothing else to do.
+    """
+    streams, times = (200, 10) if quick else (100, 1_000)
+    made = streams + 4 * times
     told = Told()
-    config = Config(max_concurrency=CONCURRENCY, retrieval_timeout=300.0, max_pending=4 * streams)
+    config = Config(max_concurrency=CONCURRENCY, retrieval_timeout=300.0, max_pending=made)
     with BreakingServer() as server:
-        plain_cut, plain_close = asyncio.run(_waits(server.url, closes))
-        idle = asyncio.run(_lag(1.0))
+        before, idle_before = asyncio.run(_waits(server.url, 2 * times // 5)), asyncio.run(_lag(1.0))
         with instrumented(config, **told.providers):
             asyncio.run(_cut(server.url, streams))
-            cut, close = asyncio.run(_waits(server.url, closes))
-            pending = streams + 2 * closes - told.ended
-            began = time.perf_counter()
+            hanging = asyncio.run(_waits(server.url, times))
+            most = streams + 2 * times - told.ended
             _open(server.url)
-            lag, settled_s = asyncio.run(_settled(told, streams + 2 * closes, began))
-    ideal_s = pending / CONCURRENCY * ANSWER_S
-    what = f"with {pending:,} look-ups pending, p99"
+            settling = asyncio.run(_waits(server.url, times))
+            left = made - told.ended
+            if left < CONCURRENCY:
+                raise RuntimeError("the look-ups were over before the waits were taken")
+            lag, settled_s = asyncio.run(_settled(told, made, time.perf_counter()))
+        after, idle_after = asyncio.run(_waits(server.url, 2 * times // 5)), asyncio.run(_lag(1.0))
+    ideal_s = left / CONCURRENCY * ANSWER_S
+    what = f"while up to {most:,} look-ups hang or settle, p99"
     return [
-        Row(f"added at the end of a cut stream {what}", _added(cut, plain_cut), 1, "ms", "0 ms"),
-        Row(f"added to close() {what}", _added(close, plain_close), 1, "ms", "0 ms"),
-        Row(f"added event-loop lag while they settle {what}", _added(lag, idle), 1, "ms", "0 ms"),
         Row(
-            f"{pending:,} cut streams settle, in multiples of {ideal_s:.2f} s "
-            f"({pending:,} / {CONCURRENCY} x {1000 * ANSWER_S:.0f} ms)",
+            f"added at the end of a cut stream {what}",
+            _added((hanging.cut, settling.cut), (before.cut, after.cut)),
+            1,
+            "ms",
+            "0 ms",
+        ),
+        Row(
+            f"added to close() {what}",
+            _added((hanging.close, settling.close), (before.close, after.close)),
+            1,
+            "ms",
+            "0 ms",
+        ),
+        Row(
+            f"added event-loop lag while {left:,} look-ups settle, p99",
+            _added((lag,), (idle_before, idle_after)),
+            1,
+            "ms",
+            "0 ms",
+        ),
+        Row(
+            f"{left:,} cut streams settle, in multiples of {ideal_s:.2f} s "
+            f"({left:,} / {CONCURRENCY} x {1000 * ANSWER_S:.0f} ms)",
             settled_s / ideal_s,
             1.2,
             "x",
@@ -53,8 +87,9 @@ def rows(*, quick: bool) -> list[Row]:
     ]
 
 
-def _added(ours: list[float], plain: list[float]) -> float:
-    return 1000 * max(0.0, percentile(ours, 99) - percentile(plain, 99))
+def _added(ours: tuple[list[float], ...], plain: tuple[list[float], list[float]]) -> float:
+    """Return the milliseconds by which the worst of ours is over the mean of before and after."""
+    return 1000 * (max(percentile(each, 99) for each in ours) - fmean(percentile(each, 99) for each in plain))
 
 
 async def _cut(url: str, streams: int) -> None:
@@ -71,26 +106,24 @@ async def _cut(url: str, streams: int) -> None:
         await asyncio.gather(*(one() for _ in range(streams)))
 
 
-async def _waits(url: str, times: int) -> tuple[list[float], list[float]]:
-    """Return what the read takes that finds a stream cut, and what `close()` takes of one that is open."""
-    cut: list[float] = []
-    close: list[float] = []
+async def _waits(url: str, times: int) -> Waits:
+    waits = Waits([], [])
     async with openai.AsyncOpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0) as client:
         for _ in range(times):
-            stream = await client.responses.create(model="gpt-5.4-mini", input="hello", stream=True)
+            cut = await client.responses.create(model="gpt-5.4-mini", input="hello", stream=True)
             for _ in range(4):
-                await anext(aiter(stream))
-            await asyncio.sleep(0.005)  # by now the end has arrived, and the read need not wait for it
+                await anext(aiter(cut))
+            # While the other is opened and closed the end of this one arrives, and no read need wait for it.
+            open_ = await client.responses.create(model="gpt-5.4-mini", input="hello", stream=True)
+            await anext(aiter(open_))
+            began = time.perf_counter()
+            await open_.close()
+            waits.close.append(time.perf_counter() - began)
             began = time.perf_counter()
             with contextlib.suppress(openai.APIConnectionError):
-                await anext(aiter(stream))
-            cut.append(time.perf_counter() - began)
-            stream = await client.responses.create(model="gpt-5.4-mini", input="hello", stream=True)
-            await anext(aiter(stream))
-            began = time.perf_counter()
-            await stream.close()
-            close.append(time.perf_counter() - began)
-    return cut, close
+                await anext(aiter(cut))
+            waits.cut.append(time.perf_counter() - began)
+    return waits
 
 
 async def _lag(for_s: float) -> list[float]:

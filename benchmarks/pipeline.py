@@ -101,7 +101,7 @@ def rows(*, quick: bool) -> list[Row]:
                 "%",
             )
         )
-    return found + _calls(short, *((3, 3) if quick else (60, 10)))
+    return found + _calls(short, *((3, 3) if quick else (30, 20)))
 
 
 def _calls(stream: list[bytes], rounds: int, times: int) -> list[Row]:
