@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -38,15 +40,67 @@ def instructions(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize(
     ("measurement", "number"),
-    [("event", 3), ("pipeline", 2), ("call", 5), ("memory", 2), ("fallback", 4), ("startup", 1)],
+    [("event", 3), ("pipeline", 4), ("call", 7), ("memory", 4), ("fallback", 4), ("startup", 1)],
 )
 def test_a_measurement_runs(measurement: str, number: int) -> None:
-    """Each measurement gives its rows, with a result and a goal, from a process of its own."""
+    """Each measurement gives its rows, most with a goal, from a process of its own."""
     done = run("benchmarks.one", measurement, "--quick")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert len(rows) == number
-    assert all(row["goal"] > 0 and row["unit"] and row["what"] for row in rows)
+    assert all(row["unit"] and row["what"] for row in rows)
+    without_goal = [row["what"] for row in rows if not row["goal"]]
+    assert all(what.startswith("added per call of 9 events in the real SDK") for what in without_goal)
+
+
+def test_a_row_without_a_goal_misses_none(instructions: Any) -> None:  # noqa: ARG001
+    """Where nothing is aimed at the table says nothing of a goal."""
+    from benchmarks.row import Row, table
+
+    row = Row("added", 1e9, None, "us")
+    assert row.passes
+    assert table([row]).splitlines()[-1] == "| added |  |  | 1,000,000,000 us |  |"
+
+
+def test_growth_is_measured_and_drawn(instructions: Any) -> None:  # noqa: ARG001
+    """Both curves have a number of streams or events per point, and the picture has each point."""
+    from benchmarks import growth
+
+    done = run("benchmarks.growth", "--quick")
+    assert done.returncode == 0, done.stderr
+    curves = [
+        {int(number): (ns, held) for number, (ns, held) in curve.items()} for curve in json.loads(done.stdout)
+    ]
+    assert [list(curve) for curve in curves] == [list(growth.STREAMS[:-2]), list(growth.EVENTS[:-2])]
+    assert all(held > 0 for curve in curves for _, held in curve.values())
+    drawn = ET.fromstring(growth.picture(*curves))  # noqa: S314
+    assert len(drawn.findall("{*}circle")) == 2 * sum(map(len, curves))
+    assert len(growth._table("events of one stream", curves[1]).splitlines()) == 2 + len(curves[1])
+
+
+def test_the_table_of_peers_tells_what_each_adds(instructions: Any) -> None:  # noqa: ARG001
+    """The one without any is what others are compared with in the same round; one may fail or see nothing."""
+    from benchmarks import peers
+
+    def peer(name: str, spans: int, *rounds: int) -> Any:
+        costs = [dict.fromkeys(peers._MEASURES, 1000.0 * ns) if ns else {} for ns in rounds]
+        return SimpleNamespace(name=name, version="1.0", spans=spans, costs=costs)
+
+    table = peers._table(
+        [
+            peer("none", 0, 70, 80, 90),
+            peer("ours", 3, 73, 82, 92),
+            peer("genai", 0, 71, 81, 91),
+            peer("ddtrace", 3, 0, 0, 0),
+        ]
+    )
+    assert [line.split(" | ")[2:4] for line in table.splitlines()[2:]] == [
+        ["80.0 us", "80.0 us"],
+        ["+2,000 ns", "+2,000 ns"],
+        ["sees nothing", "sees nothing"],
+        ["fails", "fails"],
+    ]
+    assert table.splitlines()[3].endswith("| +2 us | +2 us |")
 
 
 def test_what_is_counted_runs_without_valgrind() -> None:
@@ -69,10 +123,56 @@ def test_more_than_a_tenth_is_growth(instructions: Any, added: int, grew: bool) 
     assert instructions.Count("event", added, 1_000, 3.0).grew is grew
 
 
+@pytest.mark.parametrize(("added", "fell"), [(3_000, False), (2_710, False), (2_690, True)])
+def test_more_than_a_tenth_less_is_a_fall(instructions: Any, added: int, fell: bool) -> None:
+    """A count that fell has to become the baseline, which would let it grow back unseen."""
+    count = instructions.Count("event", added, 1_000, 3.0)
+    assert count.fell is fell
+    assert instructions.table([count]).endswith("| fell: run --update |" if fell else "| holds |")
+
+
 def test_next_to_nothing_does_not_grow(instructions: Any) -> None:
     """Where nothing is added, a tenth more or less of it is no growth, but a new cost is."""
     assert not instructions.Count("event, no SDK", 60, 2_500, -0.02).grew
     assert instructions.Count("event, no SDK", 100, 2_500, -0.02).grew
+    assert not instructions.Count("event, no SDK", -70, 2_500, -0.02).fell
+    assert not instructions.Count("event, no SDK", 0, 2_500, 0.003).fell
+
+
+@pytest.mark.parametrize(
+    ("ci", "update", "status"), [("true", False, 1), ("", False, 0), ("true", True, 0), ("", True, 0)]
+)
+def test_a_fall_is_reported_and_does_not_pass_in_ci(
+    ci: str,
+    update: bool,
+    status: int,
+    instructions: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whoever made a call cheaper is told to say so, and what is updated has not fallen."""
+    from benchmarks import __main__ as command
+
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr(instructions, "BASELINE", tmp_path / "baseline.json")
+    monkeypatch.setattr(
+        command.instructions, "counts", lambda: [instructions.Count("event", 2_000, 1_000, 3.0)]
+    )
+    assert command._check(update=update) == status
+    assert ("it fell: run --update" in capsys.readouterr().err) is not update
+
+
+@pytest.mark.parametrize("ci", ["true", ""])
+def test_growth_passes_nowhere(ci: str, instructions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count that grew fails the check, in CI and elsewhere."""
+    from benchmarks import __main__ as command
+
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr(
+        command.instructions, "counts", lambda: [instructions.Count("event", 4_000, 1_000, 3.0)]
+    )
+    assert command._check(update=False) == 1
 
 
 @pytest.mark.parametrize(("ci", "status"), [("true", 1), ("", 0)])
