@@ -25,6 +25,8 @@ BASELINE = Path(__file__).with_name("baseline.json")
 TOLERANCE = 0.10
 # What two runs may differ by where nothing is added, and a tenth of it is nothing as well.
 _NOISE = 0.03
+# What two runs differ by at most where little is added, which may be a tenth of that.
+_LEAST_FALL = 0.01
 
 _ROOT = Path(__file__).parents[1]
 _FLOOR, _ASYNC_FLOOR = ("floor event", "bare event"), ("floor event, async", "bare event, async")
@@ -66,7 +68,9 @@ class Count:
     @property
     def fell(self) -> bool:
         """Whether it is so much less that the baseline would let it grow back unseen."""
-        return self.before is not None and self.before > _NOISE and self.ratio < self.before * (1 - TOLERANCE)
+        if self.before is None or self.before <= _NOISE:
+            return False
+        return self.before - self.ratio > max(self.before * TOLERANCE, _LEAST_FALL)
 
     @property
     def verdict(self) -> str:

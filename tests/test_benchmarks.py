@@ -137,6 +137,8 @@ def test_next_to_nothing_does_not_grow(instructions: Any) -> None:
     assert instructions.Count("event, no SDK", 100, 2_500, -0.02).grew
     assert not instructions.Count("event, no SDK", -70, 2_500, -0.02).fell
     assert not instructions.Count("event, no SDK", 0, 2_500, 0.003).fell
+    assert not instructions.Count("call, no SDK", 28, 1_000, 0.034).fell
+    assert instructions.Count("call, no SDK", 23, 1_000, 0.034).fell
 
 
 @pytest.mark.parametrize(
