@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from contextlib import closing
@@ -22,6 +23,7 @@ from otel_responses_usage._circuit import Change, Circuit, CircuitPolicy, Verdic
 from otel_responses_usage._response import Response
 from otel_responses_usage._retrieval import RetrievalPolicy, Retrieved
 from otel_responses_usage._usage import MissingReason, Usage
+from otel_responses_usage._worker import Circuits, Place
 
 ALIVE, NOT_FOUND, FUTILE, NOTHING = Verdict.ALIVE, Verdict.NOT_FOUND, Verdict.FUTILE, Verdict.NOTHING
 
@@ -520,3 +522,59 @@ def test_no_circuit_is_open_when_nobody_looks(
         luck.foreground = KEPT
         assert caller.results(1) == ["retrieval"]
     assert open_circuits(watched) == {}
+
+
+def at(address: str) -> Place:
+    return Place(address, 443, background=False, tenant=0)
+
+
+def test_a_place_that_was_forgotten_gets_its_turns_anew() -> None:
+    """Whoever fails now and then, among very many places, is asked on."""
+
+    async def main() -> None:
+        circuits = Circuits(lambda *_: None)
+        circuits.enter_loop()
+        for _ in range(12):
+            assert await circuits.enter(at("seldom"), 1.0) is not None
+            circuits.learn(at("seldom"), Verdict.NOT_FOUND, is_trial=False)
+            for number in range(300):
+                circuits.of(at(f"other-{number}"))
+
+    asyncio.run(main())
+
+
+def test_who_waits_at_a_place_that_is_forgotten_gets_a_turn() -> None:
+    """The turns of a place are those of whoever comes first, also after it was forgotten."""
+
+    async def main() -> None:
+        circuits = Circuits(lambda *_: None)
+        circuits.enter_loop()
+        turns = [await circuits.enter(at("slow"), 1.0) for _ in range(5)]
+        waiting = [asyncio.create_task(circuits.enter(at("slow"), 0.2)) for _ in range(6)]
+        await asyncio.sleep(0.01)
+        assert None not in turns
+        assert not any(task.done() for task in waiting)
+        for number in range(300):
+            circuits.of(at(f"other-{number}"))
+        assert [turn is None for turn in await asyncio.gather(*waiting)].count(True) == 1
+
+    asyncio.run(main())
+
+
+def test_a_turn_that_comes_too_late_is_the_next_one_s() -> None:
+    """A look-up that is cancelled in the very moment of its turn does not keep it."""
+
+    async def main() -> None:
+        circuits = Circuits(lambda *_: None)
+        circuits.enter_loop()
+        for steps in range(4):
+            late = asyncio.create_task(circuits.enter(at("here"), 1.0))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if late.cancel():
+                await asyncio.wait([late])
+            else:
+                (await late).leave()  # type: ignore[union-attr]
+        assert None not in [await circuits.enter(at("here"), 0.1) for _ in range(5)]
+
+    asyncio.run(main())

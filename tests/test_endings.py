@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import logging
 import sys
 import threading
@@ -30,7 +31,7 @@ from calls import entered, items, settle, since
 from conftest import Instrument, Serve
 from embedded.answer import Answer, new_id, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Send, Wait, frame
-from embedded.responses_api import Plan, ResponsesAPI
+from embedded.responses_api import Plan, ResponsesAPI, error
 from observed import PATIENCE_S, Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import ResponsesUsageInstrumentor
 from otel_responses_usage._surfaces import HttpRetriever, _http
@@ -183,6 +184,51 @@ def test_a_dropped_stream_is_told_when_it_is_collected(
     assert told(span) == expected
     assert span.status.status_code is StatusCode.ERROR
     assert token_attributes(span) == (usage_attributes(ANSWER.usage) if "source" in expected else {})
+
+
+def all_at_once(request: SeenRequest) -> Reply:
+    """A server that sends the whole answer in one piece, and does not keep it."""
+    if request.method != "POST":
+        return error(404, "not found")
+    return Reply.sse([b"".join(map(frame, ANSWER.events()))])
+
+
+def drop(held: list[Any]) -> None:
+    held.clear()
+    gc.collect()
+
+
+def uninstrument(_: list[Any]) -> None:
+    ResponsesUsageInstrumentor().uninstrument()
+
+
+@pytest.mark.parametrize("leave", [drop, uninstrument], ids=["dropped", "uninstrumented"])
+@both
+@untidy
+def test_a_terminal_event_that_lies_before_its_reader_counts(
+    runtime: Runtime, leave: Callable[[list[Any]], None], observed: Observed, serve: Serve
+) -> None:
+    """It came in one piece with events that have been read: so the usage is known, though nobody reads on."""
+    server = serve(all_at_once)
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        with collected_only_by_hand():
+            held = [await read_half(client)]
+            assert observed.finished == 0
+            leave(held)
+            observed.span()
+            held.clear()
+        await settle(client.close())
+
+    runtime.drive(main)
+    gc.collect()
+    assert told(observed.span()) == {
+        "outcome": "completed",
+        "source": "stream",
+        "events": len(ANSWER.events()),
+    }
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
 
 
 async def read_half_and_closed(client: Any) -> None:
@@ -1070,6 +1116,40 @@ def test_a_dead_worker_is_replaced(
     assert sum(observed.calls().values()) == 2
     assert observed.pending() == 0
     gc.collect()  # whatever the worker left half-done would complain
+
+
+@contextlib.contextmanager
+def no_file_descriptor_left() -> Iterator[None]:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("leave", ["close", "drop"])
+@untidy
+def test_a_process_without_file_descriptors_loses_one_look_up(
+    leave: str, observed: Observed, serve: Serve
+) -> None:
+    """Where no worker can be made, the call says so; the next one is looked up by a worker as ever."""
+    with client_of(SYNC, serve(ResponsesAPI(lambda _: HALF))) as client:
+        for done in (1, 2):
+            streams = [client.responses.create(**ASKED)]
+            list(itertools.islice(streams[0], 6))
+            with no_file_descriptor_left() if done == 1 else contextlib.nullcontext():
+                if leave == "close":
+                    streams[0].close()
+                streams.clear()
+                gc.collect()
+                observed.spans(done)
+    lost, found = sorted(observed.spans(2), key=lambda span: "source" in told(span))
+    assert told(lost)["missing"] == "transport_error"
+    assert told(found) == (looked_up("closed") if leave == "close" else FOUND)
+    assert faults(observed) >= 1
+    assert observed.pending() == 0
 
 
 def test_a_dying_worker_takes_no_call_with_it(

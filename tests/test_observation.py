@@ -26,6 +26,7 @@ from embedded.responses_api import Plan, ResponsesAPI
 from observed import Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import Config, ResponsesUsageInstrumentor, _worker
 from otel_responses_usage._recovery import Recovery
+from otel_responses_usage._request import Server
 from otel_responses_usage._response import Response as ResponseFacts
 from otel_responses_usage._retrieval import Answer as Answered
 from otel_responses_usage._retrieval import RetrievalPolicy, Retrieved
@@ -396,6 +397,21 @@ def test_two_calls_with_the_same_id_are_two_calls(serve: Serve, observed: Observ
     assert observed.pending() == 0
 
 
+def test_another_server_s_response_of_the_same_id_is_another(serve: Serve, observed: Observed) -> None:
+    """Where ids are counted from one, two servers have the same."""
+    backend, other = (
+        Backend(serve, lambda _, answer=answer: Plan(answer, cut_after=5, end=Cut()))
+        for answer in (ANSWER, replace(ANSWER, usage=usage(1000, 2000)))
+    )
+    with backend.client() as client, other.client() as elsewhere:
+        backend.cut(client)
+        eventually(lambda: observed.pending() == 1, "the span held")
+        elsewhere.responses.retrieve(ANSWER.id)
+        backend.keeps_us_waiting = False
+        assert token_attributes(observed.span()) == usage_attributes(COUNTS)
+    assert observed.calls() == {"retrieval": 1}
+
+
 def test_fetches_at_the_same_time_count_once(backend: Backend, observed: Observed) -> None:
     """Many tasks that fetch the response while we poll for it: one of us is believed, once."""
     with backend.client() as client:
@@ -410,6 +426,9 @@ def test_fetches_at_the_same_time_count_once(backend: Backend, observed: Observe
     assert token_attributes(observed.span()) == usage_attributes(COUNTS)
     assert observed.tokens() == COUNTED_ONCE
     assert sum(observed.calls().values()) == 1
+
+
+SERVER = Server("openai", "127.0.0.1", 80)
 
 
 class Meanwhile:
@@ -438,7 +457,7 @@ def test_a_look_up_that_is_over_while_its_answer_arrives_asks_no_more(ends_by: s
         if ends_by == "timeout":
             time.sleep(max(0.0, job.deadline - time.monotonic()))
         else:
-            recovery.observe(ResponseFacts(id="resp_1", status="completed", usage=Usage(7, 21)))
+            recovery.observe(SERVER, ResponseFacts(id="resp_1", status="completed", usage=Usage(7, 21)))
 
     def settle_job(result: Retrieved, source: UsageSource) -> None:
         results.append((result.reason, source))
@@ -451,7 +470,7 @@ def test_a_look_up_that_is_over_while_its_answer_arrives_asks_no_more(ends_by: s
         on_begin=lambda _: Aim(place, SimpleNamespace(tenant=0)),
         on_result=lambda _, result, source: settle_job(result, source),
     )
-    job = Job("resp_1", time.monotonic() + 0.1, asker)
+    job = Job(SERVER, "resp_1", time.monotonic() + 0.1, asker)
     recovery.submit(job)
     try:
         assert settled.wait(2.0)

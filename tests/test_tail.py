@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import time
 import zlib
@@ -18,7 +19,7 @@ import pytest
 from calls import CALLS, MODEL, Call, settle
 from conftest import Instrument, Serve
 from embedded.answer import FAILED, Answer
-from embedded.http_server import Cut, Pause, Reply, ScriptedServer, SeenRequest, Step, Wait
+from embedded.http_server import Cut, Pause, Reply, ScriptedServer, SeenRequest, Send, Step, Wait, frame
 from embedded.responses_api import Plan, ResponsesAPI
 from observed import Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import ResponsesUsageInstrumentor
@@ -209,6 +210,56 @@ def test_a_tail_ends_at_its_deadline(
     assert left_at is not None
     assert left_at - closed_at[0] > 0.25 or then is close_it
     eventually(lambda: threads() == [], "the tail's thread has gone")
+
+
+@both
+@pytest.mark.parametrize("split", [0, 2], ids=["at its border", "in its middle"])
+def test_a_terminal_event_that_has_half_arrived_is_read_once(
+    split: int, runtime: Runtime, instrument: Instrument, serve: Serve
+) -> None:
+    """What lies in the HTTP library's buffer at the close is looked at, and then read on with the rest."""
+    observed = instrument(tail_timeout=60)
+    gate = threading.Event()
+    *others, last = (b"%x\r\n%b\r\n" % (len(event), event) for event in map(frame, ANSWER.events()))
+    border = len(last) // split if split else 0
+    body = (Send(b"".join(others) + last[:border]), Wait(gate), Send(last[border:] + b"0\r\n\r\n"))
+    headers = {"content-type": "text/event-stream", "transfer-encoding": "chunked"}
+    server = serve(lambda _: Reply(headers=headers, steps=body, chunked=False))
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        stream = await settle(client.responses.create(**ASKED))
+        await take(stream, len(others))
+        await settle(stream.close())
+        gate.set()
+        await until(runtime, lambda: observed.finished)
+        await settle(client.close())
+
+    runtime.drive(main)
+    assert told(observed.span()) == {**TAILED, "events": len(others)}
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed")
+def test_a_tail_ends_though_its_loop_is_closed(instrument: Instrument, serve: Serve) -> None:
+    """Nobody reads on where the application's event loop has gone: the usage is looked up all the same."""
+    observed = instrument(tail_timeout=0.2)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(read_half_and_closed(client_of(ASYNCIO, serve(ResponsesAPI(lambda _: HALF)))))
+    loop.close()
+    assert told(observed.span()) == looked_up("closed")
+    _tail._tasks.clear()
+    gc.collect()  # what such a loop leaves behind is of this test
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_has_every_place_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent's tails go on in the parent."""
+    no_place(monkeypatch)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if _tail._places.acquire(blocking=False) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def no_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from opentelemetry.trace import Span
 
@@ -21,6 +22,9 @@ from ._state import AnswerState
 from ._telemetry import Record, Retrieval, Telemetry
 from ._usage import MissingReason, Usage, UsageSource
 from ._worker import Aim, Job, Place, Target
+
+# A tail that is over by itself has ended by then.
+_TAIL_GRACE_S: Final = 1.0
 
 
 class _Wait(NamedTuple):
@@ -46,6 +50,7 @@ class Invocation:
         "_answered",
         "_config",
         "_ended",
+        "_held",
         "_make_target",
         "_on_finish",
         "_open",
@@ -85,6 +90,7 @@ class Invocation:
         self._state = AnswerState()
         self._reader: BodyReader | None = None  # known from the first piece on
         self._reads = True
+        self._held = b""  # has arrived, but its reader has not asked for it
         self._make_target: Callable[[str], Target | MissingReason] | None = None
         self._answered = False
         self._open: list[None] = [None]
@@ -115,8 +121,8 @@ class Invocation:
     def on_bytes(self, piece: bytes) -> int:
         """Take the next bytes of the answer, and say how many of them, 0 for all.
 
-        The terminal event ends the call, whatever follows. What was not taken is to be handed in again
-        when the reader asks for it, or when nobody will: see `EventReader.feed`.
+        The terminal event ends the call, whatever follows. What was not taken is held until the reader asks
+        for it, or nobody will: see `on_held` and `EventReader.feed`.
         """
         if self._ended or not self._reads:
             return 0
@@ -130,17 +136,23 @@ class Invocation:
             self.passes = sees_nothing
             self._reads = False  # what the stream would have told is looked up
             return 0
+        self._held = piece[taken:] if taken else b""
         ending = self._state.ending
         if ending is not None:
             self.finish(ending)
         return taken
 
+    def on_held(self) -> None:
+        """Take what was held of a piece: its reader asks for it, or never will."""
+        while self._held and not self._ended:
+            held, self._held = self._held, b""
+            self.on_bytes(held)
+
     @_fault.contained("reading an answer")
     def on_document(self, content: bytes) -> None:
         """Take a body that has been read whole. The call ends when the SDK has made its object of it."""
-        taken = self.on_bytes(content)
-        if taken:
-            self.on_bytes(content[taken:])
+        self.on_bytes(content)
+        self.on_held()
         self._read_document()
         self._answered = True
 
@@ -203,34 +215,34 @@ class Invocation:
             if end_ns is not None:
                 self._state.freeze()
                 self._tail_of = [end_ns]
+                # Whoever reads on may die with the application's event loop.
+                self._recovery.run_after(self._config.tail_timeout + _TAIL_GRACE_S, self.on_tail_end)
                 return self._config.tail_timeout
         else:
             self.finish(self._stream_error() or CLOSED)
         return 0.0
 
     @_fault.contained("looking at what had arrived")
-    def on_unread(self, pieces: Iterable[bytes]) -> None:
+    def on_unread(self, pieces: Sequence[bytes]) -> None:
         """Take what had arrived when the stream was closed: it counts only if it ends the call."""
-        counted = self._state.counted()
-        for piece in pieces:
-            taken = self.on_bytes(piece)
-            if taken:
-                self.on_bytes(piece[taken:])
-            if self._ended:
-                return
-        self._state.recount(counted)
+        if not pieces:
+            return
+        # Copies try it first. What does not end the call was not for the application, and may be read on.
+        reader, state = copy.deepcopy((self._reader, self._state))
+        if _ends(reader or body_reader(pieces[0], state), state, pieces):
+            for piece in pieces:
+                self.on_bytes(piece)
+                self.on_held()
 
     def on_tail(self, piece: bytes) -> bool:
         """Take bytes that were read after the application had closed; say whether they suffice."""
         try:
-            if self._reader is not None:
-                taken = self._reader.feed(piece)
-                if taken:
-                    self._reader.feed(piece[taken:])
+            if self._reader is None:
+                self._reader = body_reader(piece, self._state)
+            return _ends(self._reader, self._state, (piece,))
         except Exception:
             _fault.report("reading on")
-            self._reads = False
-        return not self._reads or self._state.ending is not None
+            return True
 
     @_fault.contained("ending a call")
     def on_tail_end(self) -> None:
@@ -257,8 +269,7 @@ class Invocation:
         """
         end_ns = self._end()
         if end_ns is not None:
-            ending = self._stream_error() or ABANDONED
-            self._recovery.run_later(partial(self._settle, ending, end_ns))
+            self._recovery.run_later(partial(self._settle_lost, end_ns))
 
     @_fault.contained("ending a call")
     def finish(self, ending: Ending) -> None:
@@ -269,6 +280,7 @@ class Invocation:
 
     def abort(self) -> None:
         """End the call because the process or the instrumentation ends."""
+        self.on_held()
         self.finish(EXIT)
         self.on_tail_end()
 
@@ -297,11 +309,18 @@ class Invocation:
         self._close_books(ending, end_ns)
         # They hold the request with its prompt, and a call may wait long for its usage.
         self._make_target = self._reader = None
+        self._held = b""
+
+    @_fault.contained("ending a call")
+    def _settle_lost(self, end_ns: int) -> None:
+        if self._held and self._reader is not None:
+            _ends(self._reader, self._state, (self._held,))
+        self._settle(self._state.ending or self._stream_error() or ABANDONED, end_ns)
 
     def _close_books(self, ending: Ending, end_ns: int) -> None:
         response = self._state.response
         if self._request.operation is Operation.FETCH_RESPONSE:
-            self._recovery.observe(response)
+            self._recovery.observe(self._request.server, response)
             self._write(ending, end_ns, response, None, None, None, None)
         elif response.usage is not None:
             self._write(ending, end_ns, response, response.usage, self._state.source, None, None)
@@ -329,7 +348,7 @@ class Invocation:
         patience_s = config.background_timeout if self._request.background else config.retrieval_timeout
         self._wait = _Wait(ending, end_ns, self._make_target)
         deadline = time.monotonic() + patience_s - self._seconds_since(end_ns)
-        refused = self._recovery.submit(Job(str(response.id), deadline, self))
+        refused = self._recovery.submit(Job(self._request.server, str(response.id), deadline, self))
         if refused is not None:
             self._wait = None
         return refused
@@ -423,6 +442,16 @@ class Invocation:
     def _stream_error(self) -> Ending | None:
         code = self._state.stream_error
         return None if code is None else Ending(Outcome.ERROR, code)
+
+
+def _ends(reader: BodyReader, state: AnswerState, pieces: Iterable[bytes]) -> bool:
+    """Have these pieces read, and say whether they end the response."""
+    for piece in pieces:
+        taken = reader.feed(piece)
+        while taken:
+            piece = piece[taken:]
+            taken = reader.feed(piece)
+    return state.ending is not None
 
 
 def _ending_of_error(error: BaseException) -> Ending:

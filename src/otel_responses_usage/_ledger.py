@@ -16,7 +16,7 @@ from opentelemetry.trace import INVALID_SPAN
 from ._config import Config
 from ._invocation import Invocation
 from ._recovery import Recovery
-from ._request import ResponsesRequest
+from ._request import ResponsesRequest, Server
 from ._response import Response
 from ._telemetry import Telemetry
 
@@ -71,13 +71,13 @@ class Ledger:
         """Whether any ended call waits for its usage."""
         return self._recovery.is_waiting
 
-    def awaits(self, response_id: str) -> bool:
-        """Whether an ended call waits for the usage of this response."""
-        return self._recovery.awaits(response_id)
+    def awaits(self, server: Server, response_id: str) -> bool:
+        """Whether an ended call waits for the usage of this response of this server."""
+        return self._recovery.awaits(server, response_id)
 
-    def observe(self, response: Response) -> None:
+    def observe(self, server: Server, response: Response) -> None:
         """Use what the application itself has learned of a response that a call waits for."""
-        self._recovery.observe(response)
+        self._recovery.observe(server, response)
 
     def settle(self) -> None:
         """End every open call, and wait for the pending look-ups as long as the settings allow."""

@@ -8,10 +8,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from . import _fault
 from ._config import Config
+from ._request import Server
 from ._response import Response
 from ._retrieval import Retrieved
 from ._usage import MissingReason, UsageSource
@@ -56,7 +58,7 @@ class Recovery:
         self._worker: Worker | None = None
         # Jobs that are not settled. Only single dict operations touch them, so no thread needs a lock.
         self._waiting: dict[Job, None] = {}
-        self._by_id: dict[str, Job] = {}
+        self._by_response: dict[tuple[Server, str], Job] = {}
         self._errands: deque[Callable[[], None]] = deque()
         self._errand_turn = threading.RLock()
         self._circuits = Circuits(self._on_circuit)
@@ -68,10 +70,15 @@ class Recovery:
             return MissingReason.SHUTDOWN
         if len(self._waiting) >= self._config.max_pending:
             return MissingReason.OVERLOAD
+        try:
+            worker = self._running_worker()
+        except OSError:  # the process has no file descriptor left
+            _fault.report("starting the look-ups")
+            return MissingReason.TRANSPORT_ERROR
         self._waiting[job] = None
-        if job.response_id not in self._by_id:  # a server that hands an id out twice is served twice
-            self._by_id[job.response_id] = job
-        self._running_worker().put(job)
+        # A server that hands an id out twice is served twice.
+        self._by_response.setdefault((job.server, job.response_id), job)
+        worker.put(job)
         return None
 
     def run_soon(self, errand: Callable[[], None]) -> None:
@@ -84,6 +91,13 @@ class Recovery:
         if worker is not None:
             worker.note_call()
         errand()
+
+    def run_after(self, seconds: float, errand: Callable[[], None]) -> None:
+        """Have the worker do something at a later time."""
+        try:
+            self._running_worker().call_after(seconds, partial(self.run_later, errand))
+        except OSError:
+            _fault.report("starting the look-ups")
 
     def run_later(self, errand: Callable[[], None]) -> None:
         """Have the worker do something soon. Takes no lock, so a garbage collector may call it."""
@@ -100,15 +114,15 @@ class Recovery:
     @property
     def is_waiting(self) -> bool:
         """Whether there is any job."""
-        return bool(self._by_id)
+        return bool(self._by_response)
 
-    def awaits(self, response_id: str) -> bool:
-        """Whether a job waits for this response."""
-        return response_id in self._by_id
+    def awaits(self, server: Server, response_id: str) -> bool:
+        """Whether a job waits for this response of this server."""
+        return (server, response_id) in self._by_response
 
-    def observe(self, response: Response) -> None:
+    def observe(self, server: Server, response: Response) -> None:
         """Settle the job that waits for this response, if what the application itself read says enough."""
-        job = self._by_id.get(response.id) if response.id is not None else None
+        job = self._by_response.get((server, response.id)) if response.id is not None else None
         if job is not None and response.is_terminal and response.usage is not None:
             self._finish(job, Retrieved(response.usage, None, response), UsageSource.OBSERVATION)
 
@@ -149,8 +163,8 @@ class Recovery:
 
     def _forget(self, job: Job) -> None:
         self._waiting.pop(job, None)
-        if self._by_id.get(job.response_id) is job:
-            self._by_id.pop(job.response_id, None)
+        if self._by_response.get((job.server, job.response_id)) is job:
+            self._by_response.pop((job.server, job.response_id), None)
 
     def _run_errand(self, patience_s: float = threading.TIMEOUT_MAX) -> bool:
         """Run the next errand; say whether there was one."""
@@ -169,11 +183,14 @@ class Recovery:
         return True
 
     def _run_errands_somewhere(self) -> None:
-        if self._closed:
-            while self._run_errand():
-                pass
-        else:
-            self._running_worker().wake()
+        try:
+            if not self._closed:
+                self._running_worker().wake()
+                return
+        except OSError:
+            _fault.report("starting the look-ups")
+        while self._run_errand():
+            pass
 
     def _running_worker(self) -> Worker:
         worker = self._worker

@@ -98,15 +98,6 @@ class AnswerState:
         """Seconds between deltas: every one of a short stream, each n-th one of a long stream."""
         return [gap / 1e6 for gap in self._gaps_us]
 
-    def counted(self) -> tuple[int, dict[str, int]]:
-        """Return the counts as they are now, for `recount`."""
-        return self.events, dict(self.deltas)
-
-    def recount(self, counted: tuple[int, dict[str, int]]) -> None:
-        """Set the counts back: what was counted since was not for the application."""
-        self.repeats = 0
-        self._events, self._deltas = counted
-
     def freeze(self) -> None:
         """Count no event any more, but go on to learn of the response."""
         self._count_repeats()

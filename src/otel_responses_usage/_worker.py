@@ -15,6 +15,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from . import _fault
 from ._circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
+from ._request import Server
 from ._retrieval import Answer, Attempt, DeadlinePassed, RetrievalPolicy, Retrieved, Trouble, retrieval_flow
 from ._usage import MissingReason, UsageSource
 
@@ -95,6 +96,7 @@ class Job:
     """A response to look up.
 
     Attributes:
+        server: The server that the application's call went to.
         response_id: The response asked for.
         deadline: When to give up, by `time.monotonic`.
         asker: Who is told of the result.
@@ -103,9 +105,10 @@ class Job:
 
     """
 
-    __slots__ = ("_open", "asker", "attempts", "deadline", "held", "response_id")
+    __slots__ = ("_open", "asker", "attempts", "deadline", "held", "response_id", "server")
 
-    def __init__(self, response_id: str, deadline: float, asker: Asker) -> None:
+    def __init__(self, server: Server, response_id: str, deadline: float, asker: Asker) -> None:
+        self.server = server
         self.response_id = response_id
         self.deadline = deadline
         self.asker = asker
@@ -157,6 +160,7 @@ class Circuits:
         if len(self._circuits) > self._MOST:
             oldest, forgotten = next(iter(self._circuits.items()))
             del self._circuits[oldest]
+            self._end_probation(oldest)
             if forgotten.is_open:
                 self._on_change(oldest, Change.CLOSED.value)
         return circuit
@@ -167,15 +171,23 @@ class Circuits:
         change = circuit.learn(verdict, time.monotonic(), is_trial=is_trial)
         if change is not Change.NONE:
             self._on_change(place, change.value)
-        if not circuit.on_probation and place in self._probations:
-            self._probations.pop(place).over.set()
+        if not circuit.on_probation:
+            self._end_probation(place)
 
     async def enter(self, place: Place, timeout_s: float) -> _Probation | None:
         """Wait for one's turn at a place that is on probation; `None` where it is not, or no turn came."""
-        if not self.of(place).on_probation:
-            return None
-        probation = self._probations.setdefault(place, _Probation(self._policy.failures))
-        return probation if await probation.enter(timeout_s) else None
+        deadline = time.monotonic() + timeout_s
+        while self.of(place).on_probation:
+            probation = self._probations.setdefault(place, _Probation(self._policy.failures))
+            if await probation.enter(max(0.0, deadline - time.monotonic())):
+                return probation
+            if not probation.over.is_set():
+                break
+        return None
+
+    def _end_probation(self, place: Place) -> None:
+        if place in self._probations:
+            self._probations.pop(place).over.set()
 
     def clear(self) -> None:
         """Forget every place."""
@@ -195,11 +207,14 @@ class _Probation:
     async def enter(self, timeout_s: float) -> bool:
         turn = asyncio.ensure_future(self._free.acquire())
         over = asyncio.ensure_future(self.over.wait())
+        has_turn = False
         try:
             await asyncio.wait((turn, over), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            return turn.done()
+            has_turn = turn.done() and not self.over.is_set()
+            return has_turn
         finally:
-            turn.cancel()
+            if not has_turn and not turn.cancel():
+                self.leave()  # the turn came too late
             over.cancel()
 
     def leave(self) -> None:
@@ -286,6 +301,9 @@ class Worker:
 
     def cancel(self, job: Job) -> None:
         self._call(self._cancel, job)
+
+    def call_after(self, seconds: float, function: Callable[[], object]) -> None:
+        self._call(self._loop.call_later, seconds, function)
 
     def stop(self, timeout_s: float) -> None:
         self._stopping = True
@@ -524,6 +542,11 @@ def _result(end: StopIteration) -> Retrieved:
 
 class _Loop(asyncio.SelectorEventLoop):
     """An event loop that resolves names also while the interpreter exits, when no thread can be started."""
+
+    def close(self) -> None:
+        # One that could not be made, for want of a file descriptor, is closed by the collector all the same.
+        with contextlib.suppress(AttributeError):
+            super().close()
 
     async def getaddrinfo(self, host: Any, port: Any, **kwargs: Any) -> Any:
         try:

@@ -92,21 +92,24 @@ class HttpSurface:
             if invocation is not None:
                 _watch(invocation, client, response)
             elif self._ledger.is_waiting:
-                self._learn_from(options, response)
+                self._learn_from(client, options, response)
         except Exception:
             _fault.report("looking at an answer")
             if invocation is not None:
                 invocation.finish(CLOSED)  # nothing more will be heard of it
         return wrapped(*args, **kwargs)
 
-    def _learn_from(self, options: Any, response: Any) -> None:
+    def _learn_from(self, client: Any, options: Any, response: Any) -> None:
         """Use the answer to a call that has no span, where it shows a response that is waited for."""
         path, _, _ = options.url.partition("?")
         response_id = shown_id(options.method, path) if "responses" in path else None
-        if response_id is not None and self._ledger.awaits(unquote(response_id)) and _is_read(response):
+        if response_id is None:
+            return
+        server = _server(client, options.url)
+        if self._ledger.awaits(server, unquote(response_id)) and _is_read(response):
             document = response.json()
             if isinstance(document, dict):
-                self._ledger.observe(Response.from_json(document))
+                self._ledger.observe(server, Response.from_json(document))
 
     def _open(self, client: Any, options: Any) -> Invocation | None:
         try:

@@ -18,7 +18,8 @@ THREAD_NAME: Final = "otel-responses-usage-tail"
 Decode = Callable[[bytes], bytes]
 
 # Each reader is a thread; one more stream than this is closed as ever, and looked up.
-_places: Final = threading.BoundedSemaphore(64)
+_MOST_READERS: Final = 64
+_places = threading.BoundedSemaphore(_MOST_READERS)
 
 # A loop keeps its tasks by weak references only.
 _tasks: set[asyncio.Task[None]] = set()
@@ -106,6 +107,17 @@ def async_read_on(
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
     return task
+
+
+def _begin_anew() -> None:
+    """Forget the readers of the parent process."""
+    global _places
+    _places = threading.BoundedSemaphore(_MOST_READERS)
+    _tasks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _handle(connection: socket.socket | None) -> socket.socket | None:

@@ -48,7 +48,6 @@ class _Tap:
         "_closed_in_read",
         "_connection",
         "_decode",
-        "_held",
         "_invocation",
         "_reading",
         "_source",
@@ -70,7 +69,6 @@ class _Tap:
         self._source: Any = None  # where the bytes come from
         self._reading: Any = None  # the generator that hands them on
         self._closed_in_read = False
-        self._held = b""  # has arrived, but its reader has not asked for it
         self._tail: object = None  # reads on after the application has closed
 
     def __getattr__(self, name: str) -> Any:
@@ -81,9 +79,8 @@ class _Tap:
     def _feed_encoded(self, piece: bytes) -> int:
         # What the reader gets is the encoded piece, which cannot be divided where the plain one can.
         plain = self._decoded(piece)
-        taken = self._invocation.on_bytes(plain)
-        if taken:
-            self._invocation.on_bytes(plain[taken:])
+        if self._invocation.on_bytes(plain):
+            self._invocation.on_held()
         return 0
 
     def _decoded(self, piece: bytes) -> bytes:
@@ -106,12 +103,12 @@ class _Tap:
             self._closed_in_read = True
             return 0.0
         invocation = self._invocation
-        if self._held:
-            invocation.on_bytes(self._held)
+        invocation.on_held()
         if invocation.ended:
             return 0.0
-        if self._source is not None:
-            invocation.on_unread(map(self._decoded, arrived(self._stream)))
+        # A decoder takes each byte once: what is read on is not to be decoded before.
+        if self._source is not None and (self._decode is None or not invocation.wants_tail):
+            invocation.on_unread([self._decoded(piece) for piece in arrived(self._stream)])
         return invocation.on_close(_in_flight(), can_read_on=self._source is not None) or 0.0
 
     def _refuse(self) -> None:
@@ -136,10 +133,9 @@ class _SyncTap(_Tap):
                 if not passes(piece):
                     taken = invocation.on_bytes(piece) if is_plain else self._feed_encoded(piece)
                     if taken:
-                        self._held = piece[taken:]
                         yield piece[:taken]
-                        piece, self._held = self._held, b""
-                        invocation.on_bytes(piece)
+                        piece = piece[taken:]
+                        invocation.on_held()
                     if is_plain:
                         passes = invocation.passes
                 yield piece
@@ -180,10 +176,9 @@ class _AsyncTap(_Tap):
                 if not passes(piece):
                     taken = invocation.on_bytes(piece) if is_plain else self._feed_encoded(piece)
                     if taken:
-                        self._held = piece[taken:]
                         yield piece[:taken]
-                        piece, self._held = self._held, b""
-                        invocation.on_bytes(piece)
+                        piece = piece[taken:]
+                        invocation.on_held()
                     if is_plain:
                         passes = invocation.passes
                 yield piece
@@ -231,7 +226,7 @@ def _behind(stream: Any) -> Any:
     relay = type(stream)
     read = vars(relay).get(_RELAYS.get(relay.__name__, ""))
     # Asked by its type: a wrapped function passes for one.
-    is_its_own = type(read) is FunctionType and read.__globals__.get(relay.__name__) is relay
+    is_its_own = type(read) is FunctionType and read.__globals__ is vars(sys.modules[relay.__module__])
     return stream._stream if is_its_own and hasattr(stream, "_stream") else stream  # noqa: SLF001
 
 
