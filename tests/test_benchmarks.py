@@ -141,13 +141,9 @@ def test_next_to_nothing_does_not_grow(instructions: Any) -> None:
     assert instructions.Count("call, no SDK", 23, 1_000, 0.034).fell
 
 
-@pytest.mark.parametrize(
-    ("ci", "update", "status"), [("true", False, 1), ("", False, 0), ("true", True, 0), ("", True, 0)]
-)
-def test_a_fall_is_reported_and_does_not_pass_in_ci(
-    ci: str,
+@pytest.mark.parametrize("update", [False, True])
+def test_a_fall_is_reported(
     update: bool,
-    status: int,
     instructions: Any,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -156,12 +152,11 @@ def test_a_fall_is_reported_and_does_not_pass_in_ci(
     """Whoever made a call cheaper is told to say so, and what is updated has not fallen."""
     from benchmarks import __main__ as command
 
-    monkeypatch.setenv("CI", ci)
     monkeypatch.setattr(instructions, "BASELINE", tmp_path / "baseline.json")
     monkeypatch.setattr(
         command.instructions, "counts", lambda: [instructions.Count("event", 2_000, 1_000, 3.0)]
     )
-    assert command._check(update=update) == status
+    assert command._check(update=update) == 0
     assert ("it fell: run --update" in capsys.readouterr().err) is not update
 
 
