@@ -13,6 +13,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import openai
@@ -70,12 +71,12 @@ class Reader:
         self._events_in = events_in
         self.seen: list[Any] = []
         self.seen_at: list[float] = []
+        self.passed = 0  # events, in what was seen
 
     async def take(self, events: int) -> None:
-        while events > 0:
-            item = await anext(self._items)
-            self._see(item)
-            events -= self._events_in(item)
+        wanted = self.passed + events
+        while self.passed < wanted:
+            self._see(await anext(self._items))
 
     async def rest(self) -> None:
         async for item in self._items:
@@ -84,6 +85,7 @@ class Reader:
     def _see(self, item: Any) -> None:
         self.seen.append(item)
         self.seen_at.append(time.time())
+        self.passed += self._events_in(item)
 
     async def close(self) -> None:
         await settle(self._close())
@@ -93,16 +95,29 @@ def _one(_: Any) -> int:
     return 1
 
 
-def _in_bytes(piece: bytes) -> int:
-    return piece.count(b"\n\n")
+class _Events:
+    """Counts the events of a body that comes in any pieces: a line of data, and a blank one at some time."""
 
+    def __init__(self) -> None:
+        self._rest = b""
+        self._has_data = False
 
-def _in_text(piece: str) -> int:
-    return piece.count("\n\n")
+    def in_bytes(self, piece: bytes) -> int:
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        events = 0
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._has_data = not line.startswith(b"data: [DONE]")
+            elif not line.rstrip(b"\r"):
+                events += self._has_data
+                self._has_data = False
+        return events
 
+    def in_text(self, piece: str) -> int:
+        return self.in_bytes(piece.encode())
 
-def _in_line(line: str) -> int:
-    return 0 if line else 1
+    def in_line(self, line: str) -> int:
+        return self.in_text(f"{line}\n")
 
 
 Opened = contextlib.AbstractAsyncContextManager[Reader]
@@ -165,12 +180,12 @@ async def streaming(client: Any, **asked: Any) -> AsyncIterator[Reader]:
         yield Reader(stream, stream.close, _one)
 
 
-def _read_by(method: str, events_in: Callable[[Any], int]) -> Callable[..., Opened]:
+def _read_by(method: str, events_in: Callable[[_Events, Any], int]) -> Callable[..., Opened]:
     @contextlib.asynccontextmanager
     async def call(client: Any, **asked: Any) -> AsyncIterator[Reader]:
         made = client.responses.with_streaming_response.create(**asked, stream=True)
         async with entered(made) as response:
-            yield Reader(getattr(response, method)(), response.close, events_in)
+            yield Reader(getattr(response, method)(), response.close, partial(events_in, _Events()))
 
     return call
 
@@ -192,6 +207,13 @@ async def post(client: Any, **asked: Any) -> AsyncIterator[Reader]:
         stream_cls=kind[object],
     )
     async with _stream(await settle(call)) as reader:
+        yield reader
+
+
+@contextlib.asynccontextmanager
+async def resume(client: Any, **asked: Any) -> AsyncIterator[Reader]:
+    """No call but a fetch: what is left of the stream of a call that somebody has made."""
+    async with _stream(await settle(client.responses.retrieve(**asked, stream=True))) as reader:
         yield reader
 
 
@@ -223,9 +245,9 @@ CALLS = (
     Call("raw", raw),
     Call("raw_twice", raw_twice),
     Call("streaming", streaming),
-    Call("iter_bytes", _read_by("iter_bytes", _in_bytes), reads_events=False),
-    Call("iter_text", _read_by("iter_text", _in_text), reads_events=False),
-    Call("iter_lines", _read_by("iter_lines", _in_line), reads_events=False),
+    Call("iter_bytes", _read_by("iter_bytes", _Events.in_bytes), reads_events=False),
+    Call("iter_text", _read_by("iter_text", _Events.in_text), reads_events=False),
+    Call("iter_lines", _read_by("iter_lines", _Events.in_line), reads_events=False),
     Call("beta", beta, needs="beta.responses"),
     Call("post", post),
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
@@ -20,11 +22,13 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
-from calls import CUT, since
-from embedded.http_server import Cut, Reply, ScriptedServer, SeenRequest, Send
+from calls import CALLS as CALL_KINDS
+from calls import CUT, HTTP, Call, Reader, resume, since
+from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Send, Step
 from otel_responses_usage import Config, ResponsesUsageInstrumentor, Usage
 from otel_responses_usage._body import body_reader
 from otel_responses_usage._state import AnswerState
+from test_matrix import drive_sync
 
 ROOT = Path(os.environ.get("RECORDINGS") or Path(__file__).parents[1] / "../shared/recordings")
 MANIFEST = ROOT / "manifest.json"
@@ -33,6 +37,8 @@ Row = dict[str, Any]
 ROWS: list[Row] = json.loads(MANIFEST.read_text(encoding="utf-8"))["recordings"] if MANIFEST.exists() else []
 
 EVENT = re.compile(rb"^data:(?! ?\[DONE\]).*\n\n", re.MULTILINE)
+# Two bytes that a border comes between at the worst moment: of a character, and of the end of a line.
+TENDER = (re.compile(rb"[\xc0-\xff][\x80-\xbf]"), re.compile(rb"\r\n"))
 
 # The turns of a conversation in one recording: the body is two answers, one after the other.
 TWO_ANSWERS = "streams/ai-openai-shell-tool-1-0-8dc9879e.json"
@@ -76,6 +82,12 @@ class Recording:
     def whole(self) -> list[bytes]:
         """The body in pieces of one event."""
         return [*self.frames, self.closing]
+
+    @property
+    def before_the_end(self) -> int:
+        """How many events come before the one that ends the call."""
+        types = [event["type"] for event in self.events]
+        return types.index("error" if "error" in types else types[-1])
 
     @property
     def last_response(self) -> dict[str, Any]:
@@ -225,11 +237,22 @@ class Spans(SpanExporter):
 
 
 class Replay:
-    """A server that answers with the recording that is on, and a client with the instrumentation."""
+    """A server that answers with the recording that is on, and clients with the instrumentation."""
 
-    def __init__(self, server: ScriptedServer, client: openai.OpenAI, spans: Spans) -> None:
+    def __init__(
+        self,
+        server: ScriptedServer,
+        client: openai.OpenAI,
+        async_client: openai.AsyncOpenAI,
+        loop: asyncio.AbstractEventLoop,
+        spans: Spans,
+    ) -> None:
         self._server = server
         self.client = client
+        self._runtimes: dict[str, tuple[Any, Any]] = {
+            "sync": (client, drive_sync),
+            "asyncio": (async_client, lambda main: loop.run_until_complete(main())),
+        }
         self._spans = spans
         self.on: Reply = Reply()
         self.stored: dict[str, Any] | None = None
@@ -248,14 +271,40 @@ class Replay:
             self.on = Reply(steps=tuple(Send(piece) for piece in recording.whole if piece))
         else:
             self.on = Reply(steps=(*(Send(frame) for frame in recording.frames[:cut_after]), Cut()))
-        self.stored = recording.last_response
-        self.raised: Exception | None = None
-        before = len(self._server.requests)
-        try:
+
+        def read() -> None:
             with self.client.responses.create(
                 model="m", input="x", stream=True, extra_body={**recording.asked, "stream": True}
             ) as stream:
                 list(stream)
+
+        return self._span_of(recording, read)
+
+    def call_by(
+        self,
+        way: Way,
+        recording: Recording,
+        steps: tuple[Step, ...],
+        act: Callable[[Reader], Awaitable[None]],
+        **asked: Any,
+    ) -> dict[str, Any]:
+        """Make the call in some way, do something with what the steps bring; return the span."""
+        self.on = Reply(steps=steps)
+        client, drive = self._runtimes[way.runtime]
+
+        async def main() -> None:
+            async with way.call.open(client, **asked) as reader:
+                self.reader = reader
+                await act(reader)
+
+        return self._span_of(recording, lambda: drive(main))
+
+    def _span_of(self, recording: Recording, read: Callable[[], None]) -> dict[str, Any]:
+        self.stored = recording.last_response
+        self.raised: Exception | None = None
+        before = len(self._server.requests)
+        try:
+            read()
         except (openai.APIError, *CUT) as error:
             self.raised = error
         attributes = self._spans.next()
@@ -263,32 +312,29 @@ class Replay:
         self.gets = [request.path for request in self._server.requests[before:] if request.method == "GET"]
         return attributes
 
-    def fetch(self, recording: Recording, response_id: str) -> dict[str, Any]:
-        """Resume the recorded stream, and return the span."""
-        self.on = Reply(steps=tuple(Send(frame) for frame in recording.frames))
-        with self.client.responses.retrieve(response_id, stream=True, starting_after=0) as stream:
-            list(stream)
-        return self._spans.next()
-
 
 @pytest.fixture(scope="module")
 def replay() -> Iterator[Replay]:
-    """One server and one client for all recordings, with the instrumentation on."""
+    """One server and a client of each kind for all recordings, with the instrumentation on."""
     spans = Spans()
     tracers = TracerProvider(shutdown_on_exit=False)
     tracers.add_span_processor(SimpleSpanProcessor(spans))
     ResponsesUsageInstrumentor().instrument(
         tracer_provider=tracers, meter_provider=MeterProvider(shutdown_on_exit=False), config=Config()
     )
+    loop = asyncio.new_event_loop()
     try:
-        with (
-            ScriptedServer(lambda request: made.answer(request)) as server,
-            openai.OpenAI(api_key="k", base_url=f"{server.url}/v1", max_retries=0) as client,
-        ):
-            made = Replay(server, client, spans)
+        with ScriptedServer(lambda request: made.answer(request)) as server:
+            how: Any = {"api_key": "k", "base_url": f"{server.url}/v1", "max_retries": 0, "timeout": 20}
+            client, async_client = openai.OpenAI(**how), openai.AsyncOpenAI(**how)
+            made = Replay(server, client, async_client, loop, spans)
             yield made
+            client.close()
+            loop.run_until_complete(async_client.close())
     finally:
         ResponsesUsageInstrumentor().uninstrument()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 def usage_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -370,12 +416,7 @@ def test_a_replayed_error_event_is_the_end_of_the_call(replay: Replay, row: Row)
 def test_a_cut_call_has_the_recorded_usage_by_retrieval(replay: Replay, row: Row, where: str) -> None:
     """The server goes away at a border of events; the span has the exact usage, or says why it has none."""
     recording = Recording.of(row)
-    types = [event["type"] for event in recording.events]
-    cut_after = (
-        1
-        if where == "after the first event"
-        else types.index("error" if row["features"]["error_event"] else row["terminal"])
-    )
+    cut_after = 1 if where == "after the first event" else recording.before_the_end
     attributes = replay.call(recording, cut_after)
     assert isinstance(replay.raised, CUT)
     assert attributes["openai_responses.stream.outcome"] == "cut"
@@ -389,15 +430,183 @@ def test_a_cut_call_has_the_recorded_usage_by_retrieval(replay: Replay, row: Row
         assert attributes["openai_responses.retrieval.attempts"] == 1
 
 
+# --- in every way --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Way:
+    """A kind of call, by a kind of client."""
+
+    call: Call
+    runtime: str
+
+    def suits(self, row: Row) -> bool:
+        """Whether the SDK itself gets through the recording in this way."""
+        return self.call.name != "manager" or accumulates(row)
+
+    def __str__(self) -> str:
+        return f"{self.call}-{self.runtime}"
+
+
+def accumulates(row: Row) -> bool:
+    """Whether the SDK's manager can put the answer together; older ones do not know every kind of item."""
+    answer = HTTP.Response(200, headers={"content-type": "text/event-stream"}, content=Recording.of(row).body)
+    transport = HTTP.MockTransport(lambda _: answer)
+    with openai.OpenAI(
+        api_key="k", base_url="http://127.0.0.1/v1", http_client=HTTP.Client(transport=transport)
+    ) as client:
+        try:
+            with client.responses.stream(model="m", input="x") as stream:
+                list(stream)
+        except openai.APIError:
+            return bool(row["features"]["error_event"])  # it has read that event, and says so
+        except Exception:  # its own, of many types
+            return False
+    return True
+
+
+async def read_to_the_end(reader: Reader, _: int) -> None:
+    await reader.rest()
+
+
+async def close_after(reader: Reader, events: int) -> None:
+    await reader.take(events)
+    await reader.close()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the application does, and what the server does when it has sent its part."""
+
+    name: str
+    act: Callable[[Reader, int], Awaitable[None]]
+    last: tuple[Step, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+WHOLE = Ending("whole", read_to_the_end)
+SERVER_CUT = Ending("cut", read_to_the_end, (Cut(),))
+CLOSED = Ending("closed", close_after, (Hold(),))
+ENDINGS = (WHOLE, SERVER_CUT, CLOSED)
+
+WAYS = [Way(call, runtime) for runtime in ("sync", "asyncio") for call in CALL_KINDS if call.is_in_sdk()]
+
+
+def way_of(row_number: int, ending_number: int) -> Way:
+    """The ways take turns: every recording ends in each way of ending, in three ways of calling."""
+    first = row_number + ending_number * len(WAYS) // len(ENDINGS)
+    turns = (WAYS[(first + turn) % len(WAYS)] for turn in range(len(WAYS)))
+    return next(way for way in turns if way.suits(CALLS[row_number]))
+
+
+CELLS = [
+    (row, ending, way_of(row_number, ending_number))
+    for row_number, row in enumerate(CALLS)
+    for ending_number, ending in enumerate(ENDINGS)
+]
+
+
+def in_any_pieces(body: bytes, rng: random.Random) -> Iterator[bytes]:
+    """The body cut at random places, some of them inside a character and inside the end of a line."""
+    most = max(rng.choice((60, 600, 3000)), len(body) // 100)
+    borders = {0, len(body)}
+    border = 0
+    while (border := border + rng.randint(1, most)) < len(body):
+        borders.add(border)
+    for tender in TENDER:
+        places = [match.start() + 1 for match in tender.finditer(body)]
+        borders.update(rng.sample(places, min(len(places), 10)))
+    for start, end in itertools.pairwise(sorted(borders)):
+        yield body[start:end]
+
+
+@pytest.mark.skipif(not ROWS, reason="no recordings")
+def test_every_way_of_calling_meets_many_recordings() -> None:
+    """The ways that follow do not miss one: each meets ten recordings and more, and every ending."""
+    met = Counter(way for _, _, way in CELLS)
+    assert set(met) == set(WAYS)
+    assert min(met.values()) >= 10
+    assert len({(str(ending), way) for _, ending, way in CELLS}) == len(ENDINGS) * len(WAYS)
+
+
+def as_sent(row: Row, recording: Recording, ending: Ending) -> tuple[list[dict[str, Any]], tuple[Step, ...]]:
+    """The events that get through before this ending, and how the server sends them."""
+    rng = random.Random(f"{name(row)} {ending}")  # noqa: S311
+    events, body = recording.events, recording.body
+    if ending is not WHOLE:
+        events = events[: rng.randint(1, recording.before_the_end)]
+        # And some of the next event, but not enough of it to be one.
+        following = recording.frames[len(events)]
+        body = b"".join(recording.frames[: len(events)]) + following[: rng.randrange(len(following) // 2)]
+    body = body.replace(b"\n", rng.choice((b"\n", b"\r\n")))
+    return events, (*(Send(piece) for piece in in_any_pieces(body, rng)), *ending.last)
+
+
+def last_id(events: list[dict[str, Any]]) -> str:
+    """The last id that these events gave the response; some servers give it another in every event."""
+    ids: list[str] = [event["response"]["id"] for event in events if "response" in event]
+    return ids[-1]
+
+
+@pytest.mark.parametrize(
+    ("row", "ending", "way"), CELLS, ids=[f"{name(row)}-{ending}-{way}" for row, ending, way in CELLS]
+)
+def test_a_recording_in_any_pieces_is_told_in_every_way(
+    replay: Replay, row: Row, ending: Ending, way: Way
+) -> None:
+    """Whole, cut or closed, however called and read: one span, what has passed, and the recorded usage."""
+    recording = Recording.of(row)
+    passing, steps = as_sent(row, recording, ending)
+    stored = {"store": recording.asked["store"]} if "store" in recording.asked else {}
+    attributes = replay.call_by(
+        way, recording, steps, lambda reader: ending.act(reader, len(passing)), model="m", input="x", **stored
+    )
+    outcome = attributes["openai_responses.stream.outcome"]
+    if ending is WHOLE and row["features"]["error_event"] and way.call.reads_events:
+        # The SDK raises on an `error` event, whatever follows.
+        assert isinstance(replay.raised, openai.APIError)
+        assert outcome in {"error", "failed"}
+        assert usage_attributes(attributes) == known(row, "retrieval")
+        return
+    assert outcome == (row["response_status"] if ending is WHOLE else ending.name)
+    assert isinstance(replay.raised, CUT if ending is SERVER_CUT else type(None))
+    assert replay.reader.passed == len(passing)
+    assert counts(attributes) == counted(passing)
+    assert attributes["gen_ai.response.id"] == last_id(passing)
+    asked_for = [f"/v1/responses/{last_id(passing)}"]
+    if recording.asked.get("store") is False and ending is not WHOLE:
+        assert usage_attributes(attributes) == {"openai_responses.usage.missing_reason": "not_stored"}
+        assert not replay.gets
+    else:
+        assert usage_attributes(attributes) == known(row, "stream" if ending is WHOLE else "retrieval")
+        assert replay.gets == ([] if ending is WHOLE and row["usage"] else asked_for)
+
+
 @since(1, 82, 0)
+@pytest.mark.parametrize("runtime", ["sync", "asyncio"])
+@pytest.mark.parametrize("ending", ENDINGS, ids=str)
 @pytest.mark.parametrize("row", FETCHES, ids=name)
-def test_a_replayed_fetch_has_no_tokens(replay: Replay, row: Row) -> None:
+def test_a_replayed_fetch_has_no_tokens(replay: Replay, row: Row, ending: Ending, runtime: str) -> None:
     """A resumed stream is a span of its own; its tokens belong to the call that made the response."""
     recording = Recording.of(row)
-    attributes = replay.fetch(recording, row["response_id"])
+    passing, steps = as_sent(row, recording, ending)
+    attributes = replay.call_by(
+        Way(Call("retrieve", resume), runtime),
+        recording,
+        steps,
+        lambda reader: ending.act(reader, len(passing)),
+        response_id=row["response_id"],
+        starting_after=0,
+    )
     assert attributes["gen_ai.operation.name"] == "fetch_response"
     assert attributes["gen_ai.response.id"] == row["response_id"]
     assert attributes["gen_ai.request.stream_cursor"] == "0"
-    assert attributes["openai_responses.response.status"] == row["response_status"]
-    assert counts(attributes) == counted(recording.events)
+    assert attributes["openai_responses.stream.outcome"] == (
+        row["response_status"] if ending is WHOLE else ending.name
+    )
+    assert replay.reader.passed == len(passing)
+    assert counts(attributes) == counted(passing)
     assert not usage_attributes(attributes)
+    assert replay.gets == [f"/v1/responses/{row['response_id']}"]  # its own
