@@ -8,7 +8,7 @@ an event loop, so what it does is what an application's thread would do.
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,10 +27,16 @@ def since(*version: int) -> pytest.MarkDecorator:
     return pytest.mark.skipif(version > SDK, reason=f"not in openai {openai.__version__}")
 
 
-# The HTTP library under this release of the SDK.
+# The HTTP library under this release of the SDK, and the one that it takes clients of as well, if it does.
 HTTP: Any = importlib.import_module("httpx2" if SDK >= (3,) else "httpx")
+_OTHER = "httpx" if SDK >= (3,) else "httpx2"
+_HAS_OTHER = importlib.util.find_spec(_OTHER) and _OTHER in inspect.getsource(openai._base_client)
+OTHER_HTTP: Any = importlib.import_module(_OTHER) if _HAS_OTHER else None
 # What the application sees of a connection that breaks: the SDK's own, and in older releases the library's.
-CUT: tuple[type[Exception], ...] = (openai.APIConnectionError, HTTP.TransportError)
+CUT: tuple[type[Exception], ...] = (
+    openai.APIConnectionError,
+    *(library.TransportError for library in (HTTP, OTHER_HTTP) if library is not None),
+)
 
 MODEL = "gpt-5.4-mini"
 PROMPT = "canary-of-the-prompt"
@@ -41,15 +47,25 @@ async def settle(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
+class Dropped(Exception):  # noqa: N818  # it is nobody's error
+    """Raised by an application that just lets go of what it holds: nothing is closed on its way."""
+
+
 @contextlib.asynccontextmanager
 async def entered(manager: Any) -> AsyncIterator[Any]:
     """`with` or `async with`, whichever the object is for."""
-    if hasattr(manager, "__aenter__"):
-        async with manager as value:
-            yield value
+    is_async = hasattr(manager, "__aenter__")
+    leave = manager.__aexit__ if is_async else manager.__exit__
+    value = await settle(manager.__aenter__() if is_async else manager.__enter__())
+    try:
+        yield value
+    except Dropped:
+        raise
+    except BaseException as error:
+        if not await settle(leave(type(error), error, error.__traceback__)):
+            raise
     else:
-        with manager as value:
-            yield value
+        await settle(leave(None, None, None))
 
 
 async def items(source: Any) -> AsyncIterator[Any]:
@@ -66,7 +82,8 @@ class Reader:
     """An answer being read: `take` reads until some events have passed, `rest` to the end."""
 
     def __init__(self, source: Any, close: Callable[[], Any], events_in: Callable[[Any], int]) -> None:
-        self._items = items(source)
+        # No generator of ours goes around it: a loop would hold one that is dropped half-read.
+        self._items = source.__aiter__() if hasattr(source, "__aiter__") else iter(source)
         self._close = close
         self._events_in = events_in
         self.seen: list[Any] = []
@@ -76,11 +93,20 @@ class Reader:
     async def take(self, events: int) -> None:
         wanted = self.passed + events
         while self.passed < wanted:
-            self._see(await anext(self._items))
+            self._see(await self._next())
 
     async def rest(self) -> None:
-        async for item in self._items:
-            self._see(item)
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                self._see(await self._next())
+
+    async def _next(self) -> Any:
+        try:
+            return await settle(
+                self._items.__anext__() if hasattr(self._items, "__anext__") else next(self._items)
+            )
+        except StopIteration:
+            raise StopAsyncIteration from None
 
     def _see(self, item: Any) -> None:
         self.seen.append(item)
