@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from statistics import median
+from typing import Any
 
 import httpx2
 import openai
 
 from . import pieces
 from .call import AT_START
-from .clock import added, paired
+from .clock import added, alternating, paired
 from .instrumented import instrumented
 from .one import rows_of
 from .row import Row
@@ -44,10 +42,10 @@ class AsyncBody(httpx2.AsyncByteStream):
             yield piece
 
 
-def reader(stream: list[bytes]) -> Work:
+def reader(stream: list[bytes], client_class: Any = openai.OpenAI) -> Work:
     """Return a function that makes a call and reads the answer, which is always this stream."""
     transport = httpx2.MockTransport(lambda _: _answer(SyncBody(stream)))
-    client = openai.OpenAI(
+    client = client_class(
         api_key="none", base_url="http://127.0.0.1:9/v1", http_client=httpx2.Client(transport=transport)
     )
 
@@ -58,10 +56,10 @@ def reader(stream: list[bytes]) -> Work:
     return read
 
 
-def async_reader(stream: list[bytes]) -> Work:
+def async_reader(stream: list[bytes], client_class: Any = openai.AsyncOpenAI) -> Work:
     """Return the same for the async client, on an event loop of its own."""
     transport = httpx2.MockTransport(lambda _: _answer(AsyncBody(stream)))
-    client = openai.AsyncOpenAI(
+    client = client_class(
         api_key="none", base_url="http://127.0.0.1:9/v1", http_client=httpx2.AsyncClient(transport=transport)
     )
     loop = asyncio.new_event_loop()
@@ -102,32 +100,36 @@ def rows(*, quick: bool) -> list[Row]:
                 "%",
             )
         )
-    return found + _calls(short, *((3, 3) if quick else (30, 20)))
+    return found + _calls(short, 30 if quick else 1_000)
 
 
-def _calls(stream: list[bytes], rounds: int, times: int) -> list[Row]:
-    """Compare whole calls watched, unwatched, and unwatched with their span and points by hand after them.
+def _calls(stream: list[bytes], rounds: int) -> list[Row]:
+    """Compare calls watched, unwatched, and unwatched with their span and points by hand after them.
 
     So the work by hand finds the processor's caches as ours finds them: filled with the SDK's own.
     """
+    plain, plain_async = _unwatched(openai.OpenAI), _unwatched(openai.AsyncOpenAI)
     found = []
-    for how, read in (("sync", reader(stream)), ("async", async_reader(stream))):
+    for how, ours, unwatched in (
+        ("sync", reader(stream), reader(stream, plain)),
+        ("async", async_reader(stream), async_reader(stream, plain_async)),
+    ):
         told = Told()
         with instrumented(**told.providers):
-            read()
-        tell = by_hand(told.attributes, told.points(), AT_START)
-        works = {"ours": read, "plain": read, "by hand": _both(read, tell)}
-        costs: dict[str, list[int]] = {name: [] for name in works}
-        for turn in range(rounds):
-            for name in works if turn % 2 else reversed(works):
-                with instrumented(**told.providers) if name == "ours" else contextlib.nullcontext():
-                    costs[name].append(_ns(works[name], times))
-        ours, hand = (added(costs, name, "plain") / times / 1000 for name in ("ours", "by hand"))
-        what = (
-            f"added per call of {len(stream)} events in the real SDK, {how}, against by hand ({hand:.0f} us)"
-        )
-        found.append(Row(what, ours / hand, 2.0, "x", "1 x"))
+            ours()
+            tell = by_hand(told.attributes, told.points(), AT_START)
+            works = {"ours": ours, "plain": unwatched, "by hand": _both(unwatched, tell)}
+            costs = alternating(works, rounds)
+        added_us, hand_us = (added(costs, name, "plain") / 1000 for name in ("ours", "by hand"))
+        what = f"added per call of {len(stream)} events in the real SDK, {how} (by hand {hand_us:.0f} us)"
+        found.append(Row(what, added_us, None, "us"))
     return found
+
+
+def _unwatched(client_class: Any) -> Any:
+    """Return the client with the methods that it has before they are wrapped."""
+    names = ("request", "_process_response")
+    return type("Plain", (client_class,), {name: getattr(client_class, name) for name in names})
 
 
 def _both(read: Work, tell: Work) -> Work:
@@ -136,15 +138,6 @@ def _both(read: Work, tell: Work) -> Work:
         tell()
 
     return both
-
-
-def _ns(read: Work, times: int) -> int:
-    read()  # what is made once after a switch is made now
-    gc.collect()
-    began = time.thread_time_ns()
-    for _ in range(times):
-        read()
-    return time.thread_time_ns() - began
 
 
 def _answer(body: SyncBody | AsyncBody) -> httpx2.Response:
