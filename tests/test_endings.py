@@ -46,6 +46,8 @@ HALF = Plan(ANSWER, cut_after=6, end=Hold())
 SYNC, ASYNCIO, TRIO = RUNTIMES
 BOTH = (SYNC, ASYNCIO)
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
 # What the interpreter says of things that are dropped half-used is the same without us.
 untidy = pytest.mark.filterwarnings(
     "ignore:.*async_generator object:pytest.PytestUnraisableExceptionWarning",
@@ -83,15 +85,6 @@ def looked_up(outcome: str, error: str | None = None, events: int = 6) -> dict[s
     """What is told of a call that ended so, and whose usage was found by the look-up."""
     known = {"outcome": outcome, "source": "retrieval", "events": events}
     return known | {"error": error} if error else known
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _collections_are_quick() -> Iterator[None]:
-    """What was there before the first test is not searched at every collection."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 # Dropped

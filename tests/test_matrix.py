@@ -6,7 +6,7 @@ import asyncio
 import gc
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,8 @@ from embedded.responses_api import Plan, ResponsesAPI
 from observed import token_attributes, usage_attributes
 
 KEY = "canary-of-the-key"
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
 ANSWER = Answer(
     pieces=tuple(f"canary-of-the-answer {n} " for n in range(12)),
     usage=usage(31, 245, cached=16, reasoning=128),
@@ -342,15 +344,6 @@ def play(call: Call, ending: Ending, runtime: Runtime, server: ScriptedServer) -
     ending.afterwards()  # in older releases of the SDK a loop holds the iterator of a stream until it ends
     played.left_at = time.time()
     return played
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _collections_are_quick() -> Iterator[None]:
-    """What was there before the first test is not searched at every collection."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
