@@ -35,8 +35,8 @@ COLLECTOR_CONFIG = ROOT / "collector-config.yaml"
 JAEGER_CONFIG = ROOT / "examples" / "observability" / "jaeger.yaml"
 
 # Below the range from which the system takes the ports of outgoing connections: a port that is free now is
-# free a moment later, also for a program that is started a second time.
-PORTS = range(20_000, 32_000)
+# free a moment later, also for a program that is started a second time. Each is given out once.
+PORTS = iter(random.sample(range(20_000, 32_000), 12_000))
 # Everything is on loopback, where a proxy of the user's could not find it.
 OPENER = build_opener(ProxyHandler({}))
 
@@ -81,8 +81,7 @@ def run(name: str, *arguments: str | Path, **settings: str) -> str:
 
 def free_port() -> int:
     """A port of loopback that nobody listens on."""
-    while True:
-        port = random.choice(PORTS)  # noqa: S311
+    for port in PORTS:
         with socket.socket() as probe:
             # As servers do, so that connections of a server that was killed are no obstacle.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -91,6 +90,7 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
+    raise RuntimeError("every port has been given out")
 
 
 def wait_until(there: Callable[[], object], what: str, timeout: float = 20.0, interval: float = 0.05) -> Any:
