@@ -36,14 +36,13 @@ from observed import PATIENCE_S, Observed, eventually, token_attributes, usage_a
 from otel_responses_usage import ResponsesUsageInstrumentor
 from otel_responses_usage._surfaces import HttpRetriever, _http
 from otel_responses_usage._worker import THREAD_NAME
-from test_matrix import RUNTIMES, Runtime
+from test_matrix import ASYNCIO, RUNTIMES, SYNC, TRIO, Runtime
 
 ANSWER = Answer(
     pieces=tuple(f"piece {n} " for n in range(12)), usage=usage(31, 245, cached=16, reasoning=128)
 )
 ASKED: dict[str, Any] = {"model": "gpt-5.4-mini", "input": "x", "stream": True}
 HALF = Plan(ANSWER, cut_after=6, end=Hold())
-SYNC, ASYNCIO, TRIO = RUNTIMES
 BOTH = (SYNC, ASYNCIO)
 
 pytestmark = pytest.mark.usefixtures("quick_collections")

@@ -573,10 +573,11 @@ def test_memory_does_not_grow_with_streams_without_a_network(
     def settle(streams: int) -> None:
         eventually(lambda: tally.finished >= streams, "all are told", PATIENCE_S)
         # Where such a transport leads to cannot be known, so no look-up is made.
-        # And where there is no network streams end faster than that can be found out: very many find no room.
         told = Counter(reason for _, reason, *_ in tally.told)
-        refused = told.pop("overload", 0) + told.pop("transport_error")
-        assert (told, refused) == ({None: streams // 4}, streams - streams // 4)
+        # Without a network streams end faster than that can be found out: of very many some find no room.
+        without_room = told.pop("overload", 0)
+        assert without_room <= max(0, streams - Config().max_pending)
+        assert told == {None: streams // 4, "transport_error": streams - streams // 4 - without_room}
         tally.told.clear()
 
     blocks, ratio = growth(WITHOUT_SOCKETS, lambda number: USES[number % len(USES)](client), settle, report)

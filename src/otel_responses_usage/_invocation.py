@@ -235,7 +235,7 @@ class Invocation:
                 self.on_held()
 
     def on_tail(self, piece: bytes) -> bool:
-        """Take bytes that were read after the application had closed; say whether they suffice."""
+        """Take bytes that were read after the call had ended; say whether they suffice."""
         try:
             if self._reader is None:
                 self._reader = body_reader(piece, self._state)
@@ -313,8 +313,8 @@ class Invocation:
 
     @_fault.contained("ending a call")
     def _settle_lost(self, end_ns: int) -> None:
-        if self._held and self._reader is not None:
-            _ends(self._reader, self._state, (self._held,))
+        if self._held:
+            self.on_tail(self._held)
         self._settle(self._state.ending or self._stream_error() or ABANDONED, end_ns)
 
     def _close_books(self, ending: Ending, end_ns: int) -> None:

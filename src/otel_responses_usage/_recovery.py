@@ -70,10 +70,8 @@ class Recovery:
             return MissingReason.SHUTDOWN
         if len(self._waiting) >= self._config.max_pending:
             return MissingReason.OVERLOAD
-        try:
-            worker = self._running_worker()
-        except OSError:  # the process has no file descriptor left
-            _fault.report("starting the look-ups")
+        worker = self._running_worker()
+        if worker is None:
             return MissingReason.TRANSPORT_ERROR
         self._waiting[job] = None
         # A server that hands an id out twice is served twice.
@@ -94,10 +92,9 @@ class Recovery:
 
     def run_after(self, seconds: float, errand: Callable[[], None]) -> None:
         """Have the worker do something at a later time."""
-        try:
-            self._running_worker().call_after(seconds, partial(self.run_later, errand))
-        except OSError:
-            _fault.report("starting the look-ups")
+        worker = self._running_worker()
+        if worker is not None:
+            worker.call_after(seconds, partial(self.run_later, errand))
 
     def run_later(self, errand: Callable[[], None]) -> None:
         """Have the worker do something soon. Takes no lock, so a garbage collector may call it."""
@@ -183,28 +180,31 @@ class Recovery:
         return True
 
     def _run_errands_somewhere(self) -> None:
-        try:
-            if not self._closed:
-                self._running_worker().wake()
-                return
-        except OSError:
-            _fault.report("starting the look-ups")
+        worker = None if self._closed else self._running_worker()
+        if worker is not None:
+            worker.wake()
+            return
         while self._run_errand():
             pass
 
-    def _running_worker(self) -> Worker:
+    def _running_worker(self) -> Worker | None:
+        """Return the worker, made anew where it has to be; `None` where the process cannot have one."""
         worker = self._worker
         if worker is None or not worker.takes_jobs():
             with self._starting:
                 worker = self._worker
                 if worker is None or worker.has_ended:
-                    worker = Worker(
-                        self._config.max_concurrency,
-                        self._make_retriever,
-                        self._circuits,
-                        self._run_errand,
-                        self._forget,
-                    )
+                    try:
+                        worker = Worker(
+                            self._config.max_concurrency,
+                            self._make_retriever,
+                            self._circuits,
+                            self._run_errand,
+                            self._forget,
+                        )
+                    except OSError:  # no file descriptor is left
+                        _fault.report("starting the look-ups")
+                        return None
                 if not worker.takes_jobs():
                     worker.start()
                 self._worker = worker

@@ -224,9 +224,9 @@ def _behind(stream: Any) -> Any:
     closed through it. One that somebody else has changed is left where it is.
     """
     relay = type(stream)
-    read = vars(relay).get(_RELAYS.get(relay.__name__, ""))
+    read, module = vars(relay).get(_RELAYS.get(relay.__name__, "")), sys.modules.get(relay.__module__)
     # Asked by its type: a wrapped function passes for one.
-    is_its_own = type(read) is FunctionType and read.__globals__ is vars(sys.modules[relay.__module__])
+    is_its_own = type(read) is FunctionType and read.__globals__ is getattr(module, "__dict__", None)
     return stream._stream if is_its_own and hasattr(stream, "_stream") else stream  # noqa: SLF001
 
 
