@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import wrapt
 
 from .._ledger import Ledger
 from ._http import HttpSurface
 from ._providers import ProviderSurface
+
+# Of wrapt 2 the one is no subclass of the other.
+_PROXIES: Final[Any] = (wrapt.ObjectProxy, wrapt.FunctionWrapper)
 
 
 class Patch(NamedTuple):
@@ -43,7 +46,7 @@ class Applied(NamedTuple):
         if outer is self.proxy:
             setattr(self.owner, self.attribute, self.proxy.__wrapped__)
             return
-        while isinstance(outer, wrapt.ObjectProxy):
+        while isinstance(outer, _PROXIES):
             if outer.__wrapped__ is self.proxy:
                 outer.__wrapped__ = self.proxy.__wrapped__
                 return
