@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
 import gc
 import importlib
 import inspect
@@ -11,6 +13,7 @@ import logging
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
+from enum import Enum
 from typing import Any
 
 import openai
@@ -212,6 +215,19 @@ def test_a_response_that_is_not_streamed_is_metered(observed: Observed, serve: S
     assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
 
 
+def test_a_large_answer_is_metered(observed: Observed, serve: Serve) -> None:
+    """An answer with an image in it, which the SDK holds whole anyway, is read like any other."""
+    body = ANSWER.response()
+    body["output"].append({"type": "image_generation_call", "id": "ig_1", "result": "A" * 17 * 2**20})
+    server = serve(lambda _: Reply.json(body))
+    with client_of(server) as client:
+        client.responses.create(**ASKED)
+    attributes = attributes_of(observed)
+    assert attributes["openai_responses.stream.outcome"] == "completed"
+    assert attributes["openai_responses.usage.source"] == "response"
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+
+
 class Sentence(BaseModel):
     words: list[str]
 
@@ -270,10 +286,17 @@ def test_tool_calls_are_told_by_kind(observed: Observed, serve: Serve) -> None:
         (error(400, "no", code="invalid_prompt"), openai.BadRequestError, "invalid_prompt"),
         (error(401, "no", code="invalid_api_key"), openai.AuthenticationError, "invalid_api_key"),
         (error(429, "no"), openai.RateLimitError, "RateLimitError"),
+        (error(400, "no", code="x" * 500), openai.BadRequestError, "x" * 128),
+        (Reply.json({"error": {"code": 404}}, 404), openai.NotFoundError, "404"),
+        (
+            Reply(404, {"content-type": "application/json"}, (Send(b'{"error": {"code": "\\ud83d no"}}'),)),
+            openai.NotFoundError,
+            "? no",
+        ),
         (Reply(500), openai.InternalServerError, "InternalServerError"),
         (Reply(200, before=(Cut(),)), openai.APIConnectionError, "APIConnectionError"),
     ],
-    ids=["400", "401", "429", "500", "no answer"],
+    ids=["400", "401", "429", "long", "number", "half a character", "500", "no answer"],
 )
 @pytest.mark.parametrize("streams", [True, False], ids=["streamed", "plain"])
 def test_a_refused_call_is_an_error(
@@ -476,14 +499,83 @@ def test_a_call_inside_of_a_call_is_told_apart(observed: Observed, serve: Serve)
     assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
 
 
-def test_a_wrapper_of_somebody_else_s_stays(instrument: Instrument, serve: Serve) -> None:
-    """What another package has wrapped around ours is still there afterwards, and ours is not."""
-    seen = []
+class Elsewhere(openai.OpenAI):
+    """A client of an application's own that sends its calls somewhere else."""
 
+    def _prepare_options(self, options: Any) -> Any:
+        options = copy.copy(super()._prepare_options(options))
+        options.url = f"/tenants/7{options.url}"
+        return options
+
+
+def test_a_client_that_rewrites_its_calls_is_metered(observed: Observed, serve: Serve) -> None:
+    """The SDK lets a subclass change a request while it is made; the answer is that of the call."""
+    server = serve(ResponsesAPI(lambda _: Plan(ANSWER)))
+    with Elsewhere(base_url=f"{server.url}/v1", api_key="k") as client:
+        list(client.responses.create(**ASKED, stream=True))
+    assert server.requests[0].path == "/v1/tenants/7/responses"
+    assert attributes_of(observed)["openai_responses.stream.outcome"] == "completed"
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+
+
+class Word(str, Enum):
+    """What an application may have its models and tiers in."""
+
+    MODEL = "gpt-5.4-mini"
+    TIER = "flex"
+
+
+def test_what_is_asked_for_is_told_as_it_is_sent(observed: Observed, serve: Serve) -> None:
+    """The member of an enumeration is sent as its value; what is told of it is that text and no more."""
+    with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER)))) as client:
+        list(client.responses.create(model=Word.MODEL, input="x", service_tier=Word.TIER, stream=True))  # type: ignore[call-overload]
+        list(client.responses.create(**ASKED, stream=True))
+    asked, plain = observed.spans(2)
+    assert asked.name == plain.name == "chat gpt-5.4-mini"
+    words = [
+        (asked.attributes or {})["openai.request.service_tier"],
+        *((span.attributes or {})["gen_ai.request.model"] for span in (asked, plain)),
+        *(point.attributes["gen_ai.request.model"] for point in observed.points("openai_responses.calls")),
+    ]
+    assert words == ["flex", "gpt-5.4-mini", "gpt-5.4-mini", "gpt-5.4-mini"]
+    assert {type(word) for word in words} == {str}
+
+
+def _by_wrapt(owner: Any, name: str, seen: list[str]) -> None:
     def other(wrapped: Any, _: Any, args: Any, kwargs: Any) -> Any:
         seen.append(wrapped.__name__)
         return wrapped(*args, **kwargs)
 
+    wrapt.wrap_function_wrapper(owner, name, other)
+
+
+def _by_a_function(owner: Any, name: str, seen: list[str]) -> None:
+    wrapped = getattr(owner, name)
+
+    @functools.wraps(wrapped)
+    def other(*args: Any, **kwargs: Any) -> Any:
+        seen.append(wrapped.__name__)
+        return wrapped(*args, **kwargs)
+
+    setattr(owner, name, other)
+
+
+def _of_ours(function: Any) -> int:
+    """How many wrappers of ours are on a function."""
+    found = 0
+    while function is not None:
+        found += "otel_responses_usage" in str(getattr(function, "_self_wrapper", ""))
+        function = getattr(function, "__wrapped__", None)
+    return found
+
+
+# Below a function that is no proxy ours cannot be taken out, and does nothing.
+@pytest.mark.parametrize(("wrap", "stay"), [(_by_wrapt, 0), (_by_a_function, 1)], ids=["wrapt", "function"])
+def test_a_wrapper_of_somebody_else_s_stays(
+    wrap: Callable[[Any, str, list[str]], None], stay: int, instrument: Instrument, serve: Serve
+) -> None:
+    """What another package has wrapped around ours is still there afterwards, and ours is not."""
+    seen: list[str] = []
     from openai import _base_client
 
     client_class = _base_client.SyncAPIClient
@@ -491,8 +583,9 @@ def test_a_wrapper_of_somebody_else_s_stays(instrument: Instrument, serve: Serve
     instrument()
     try:
         for name in originals:
-            wrapt.wrap_function_wrapper(_base_client, f"SyncAPIClient.{name}", other)
+            wrap(client_class, name, seen)
         ResponsesUsageInstrumentor().uninstrument()
+        assert [_of_ours(vars(client_class)[name]) for name in originals] == [stay, stay]
         observed = instrument()
         with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER)))) as client:
             events = list(client.responses.create(**ASKED, stream=True))
@@ -523,6 +616,15 @@ def test_a_resumed_stream_is_a_fetch_without_tokens(observed: Observed, serve: S
     assert token_attributes(created) == usage_attributes(ANSWER.usage)
     assert (created.attributes or {})["openai_responses.usage.source"] == "observation"
     assert observed.tokens() == {"input": (1, 7), "output": (1, 21)}
+
+
+@since(1, 82, 0)
+def test_a_resume_that_is_refused_names_its_response(observed: Observed, serve: Serve) -> None:
+    """Whatever is in an id, the span says it as the application did and not as it is in the URL."""
+    server = serve(lambda _: error(404, "no"))
+    with client_of(server) as client, pytest.raises(openai.NotFoundError):
+        client.responses.retrieve("resp a/b", stream=True)
+    assert attributes_of(observed)["gen_ai.response.id"] == "resp a/b"
 
 
 def test_an_azure_client_is_named_so(observed: Observed, serve: Serve) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
 import itertools
+import json
 import logging
 import sys
 import threading
@@ -30,7 +32,7 @@ from calls import CUT as CUT_ERRORS
 from calls import entered, items, settle, since
 from conftest import Instrument, Serve
 from embedded.answer import Answer, new_id, usage
-from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Send, Wait, frame
+from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Send, Step, Wait, frame
 from embedded.responses_api import Plan, ResponsesAPI, error
 from observed import PATIENCE_S, Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import ResponsesUsageInstrumentor
@@ -546,6 +548,136 @@ def test_a_generator_around_a_stream_that_is_closed_closes_it(
 
     runtime.drive(main)
     assert told(observed.span()) == looked_up("closed")
+
+
+@pytest.mark.parametrize("method", ["iter_bytes", "iter_text", "iter_lines"])
+@both
+@untidy
+def test_a_body_that_is_left_half_read_is_closed(
+    method: str, runtime: Runtime, observed: Observed, serve: Serve
+) -> None:
+    """Who leaves the loop over a body, and then its `with` block, has closed it."""
+    server = serve(ResponsesAPI(lambda _: HALF))
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        async with entered(client.responses.with_streaming_response.create(**ASKED)) as response:
+            # No generator of the test's own: the loop is to let go of the SDK's.
+            pieces = getattr(response, method)()
+            if runtime is SYNC:
+                for _ in pieces:
+                    break
+            else:
+                async for _ in pieces:
+                    break
+            del pieces
+        await settle(client.close())
+
+    runtime.drive(main)
+    span = observed.span()
+    assert told(span) == looked_up("closed", events=(span.attributes or {})["openai_responses.stream.events"])  # type: ignore[arg-type]
+    assert span.status.status_code is StatusCode.UNSET
+
+
+@pytest.mark.parametrize("error", [KeyError, concurrent.futures.CancelledError])
+@runtimes
+def test_an_exception_of_the_application_s_own_closes_its_stream(
+    error: type[Exception], runtime: Runtime, observed: Observed, serve: Serve
+) -> None:
+    """Whatever it is called, what is raised in the body of a loop is the application's."""
+    server = serve(ResponsesAPI(lambda _: HALF))
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        with contextlib.suppress(error):
+            async with entered(await settle(client.responses.create(**ASKED))) as stream:
+                await take(stream)
+                raise error
+        await settle(client.close())
+
+    runtime.drive(main)
+    assert told(observed.span()) == looked_up("closed")
+
+
+# Documents
+
+
+DOCUMENT = json.dumps(ANSWER.response()).encode()
+LARGE = json.dumps({**ANSWER.response(), "extra": "A" * 17 * 2**20}).encode()
+
+
+def in_pieces(document: bytes, *then: Step, length: int | None = None) -> Callable[[SeenRequest], Reply]:
+    """A server that answers calls with a document, or a part of it, and keeps the whole."""
+    headers = {"content-type": "application/json", "content-length": str(length or len(document))}
+    pieces = (document[at : at + 65_536] for at in range(0, len(document), 65_536))
+    answered = Reply(200, headers, (*map(Send, pieces), *then), chunked=False)
+    return lambda request: answered if request.method == "POST" else Reply.json(ANSWER.response())
+
+
+async def read_document(response: Any) -> None:
+    with contextlib.suppress(*CUT_ERRORS):
+        async for _ in items(response.iter_bytes()):
+            pass
+
+
+async def read_piece(response: Any) -> None:
+    pieces = response.iter_bytes()
+    await settle(pieces.__anext__() if hasattr(pieces, "__anext__") else next(pieces))
+
+
+@pytest.mark.parametrize(
+    ("handler", "read", "expected"),
+    [
+        (in_pieces(DOCUMENT), read_document, {"outcome": "completed", "source": "response"}),
+        (in_pieces(LARGE), read_document, {"outcome": "completed", "source": "retrieval"}),
+        (
+            in_pieces(DOCUMENT[:200], Cut(), length=len(DOCUMENT)),
+            read_document,
+            {"outcome": "cut", "error": "RemoteProtocolError", "source": "retrieval"},
+        ),
+        (
+            in_pieces(DOCUMENT[:200]),
+            read_document,
+            {"outcome": "truncated", "error": "stream_truncated", "source": "retrieval"},
+        ),
+        (
+            in_pieces(DOCUMENT[:200], Hold(), length=len(DOCUMENT)),
+            read_piece,
+            {"outcome": "closed", "source": "retrieval"},
+        ),
+        (
+            in_pieces(b'{"error": {"id": "resp_x"'),
+            read_document,
+            {"outcome": "truncated", "error": "stream_truncated", "missing": "no_response_id"},
+        ),
+    ],
+    ids=["whole", "large", "cut", "truncated", "closed", "no id"],
+)
+@both
+@untidy
+def test_a_document_that_does_not_come_whole_is_looked_up(
+    handler: Callable[[SeenRequest], Reply],
+    read: Callable[[Any], Awaitable[None]],
+    expected: dict[str, Any],
+    runtime: Runtime,
+    observed: Observed,
+    serve: Serve,
+) -> None:
+    """An answer that is not streamed says its id first: with that its usage can be asked for."""
+    server = serve(handler)
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        asked = {"model": "gpt-5.4-mini", "input": "x"}
+        async with entered(client.responses.with_streaming_response.create(**asked)) as response:
+            await read(response)
+        await settle(client.close())
+
+    runtime.drive(main)
+    assert told(observed.span()) == expected
+    assert token_attributes(observed.span()) == (
+        usage_attributes(ANSWER.usage) if "source" in expected else {}
+    )
 
 
 # Clients

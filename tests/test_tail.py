@@ -16,10 +16,10 @@ from typing import Any
 import openai
 import pytest
 
-from calls import CALLS, MODEL, Call, settle
+from calls import CALLS, MODEL, Call, settle, since
 from conftest import Instrument, Serve
 from embedded.answer import FAILED, Answer
-from embedded.http_server import Cut, Pause, Reply, ScriptedServer, SeenRequest, Send, Step, Wait, frame
+from embedded.http_server import Cut, Hold, Pause, Reply, ScriptedServer, SeenRequest, Send, Step, Wait, frame
 from embedded.responses_api import Plan, ResponsesAPI
 from observed import Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import ResponsesUsageInstrumentor
@@ -314,6 +314,26 @@ def test_what_is_not_read_on_is_closed_at_once(
     assert server.exchanges[0].client_left_at is not None
     assert told(observed.span()) == looked_up("closed")
     assert [request.method for request in server.requests] == ["POST", "GET"]
+
+
+@both
+@since(1, 82, 0)
+def test_a_fetch_is_not_read_on(runtime: Runtime, instrument: Instrument, serve: Serve) -> None:
+    """A resumed stream has no usage of its own: when it is closed the server sees its client leave."""
+    observed = instrument(tail_timeout=60)
+    server = serve(lambda _: Reply.sse(ANSWER.events()[:6], end=Hold()))
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        stream = await settle(client.responses.retrieve(ANSWER.id, stream=True))
+        await take(stream)
+        await settle(stream.close())
+        await until(runtime, lambda: server.exchanges[0].client_left_at)
+        await settle(client.close())
+
+    runtime.drive(main)
+    assert server.exchanges[0].client_left_at is not None
+    assert told(observed.span()) == {"outcome": "closed", "events": 6}
 
 
 @both

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from typing import Final, Protocol
 
 from ._sse import EventReader
 from ._state import AnswerState
 
-# An answer beyond this size is not decoded here; its usage is looked up.
+# An answer that comes in pieces is not collected beyond this size; its usage is looked up.
 _LARGEST_DOCUMENT: Final = 16 * 1024 * 1024
+# The id of a document, with nothing but simple members before it.
+_LEADING_ID: Final = re.compile(
+    rb'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[^\s"\[\]{},]+)\s*,)*?\s*"id"\s*:\s*"([^"\\]+)"'
+)
+_LONGEST_LEAD: Final = 4096
 
 
 class BodyReader(Protocol):
@@ -30,14 +37,15 @@ class BodyReader(Protocol):
 
 
 class DocumentReader:
-    """Collects one JSON document; `finish` reads it."""
+    """Collects one JSON document: `finish` reads it, `give_up` what is there of it."""
 
-    __slots__ = ("_pieces", "_size", "_state", "done")
+    __slots__ = ("_is_too_large", "_pieces", "_size", "_state", "done")
 
     def __init__(self, state: AnswerState) -> None:
         self._state = state
         self._pieces: list[bytes] = []
         self._size = 0
+        self._is_too_large = False
         self.done = False
 
     def repeats(self, piece: bytes) -> bool:  # noqa: ARG002
@@ -47,21 +55,35 @@ class DocumentReader:
     def feed(self, piece: bytes) -> int:
         """Take the next bytes of the document."""
         self._size += len(piece)
-        if self._size > _LARGEST_DOCUMENT:
-            self._pieces.clear()
+        # One that comes whole is in memory anyway.
+        if self._pieces and self._size > _LARGEST_DOCUMENT:
+            self._pieces = [b"".join(self._pieces)[:_LONGEST_LEAD]]
+            self._is_too_large = True
         else:
             self._pieces.append(piece)
         return 0
 
     def finish(self) -> None:
-        """Read the document; one that is no JSON object says nothing."""
-        try:
-            document = json.loads(b"".join(self._pieces))
-        except (ValueError, RecursionError):
-            document = None
-        self._pieces.clear()
+        """Read the document, which is whole; of one that is no JSON object only the id can be known."""
+        document = None
+        if not self._is_too_large:
+            with contextlib.suppress(ValueError, RecursionError):
+                document = json.loads(b"".join(self._pieces))
         if isinstance(document, dict):
+            self._pieces.clear()
             self._state.on_body(document)
+        else:
+            self._state.on_beginning(self._leading_id(), is_whole=self._is_too_large)
+
+    def give_up(self) -> None:
+        """Read the id of a document of which no more will come."""
+        self._state.on_beginning(self._leading_id(), is_whole=False)
+
+    def _leading_id(self) -> str | None:
+        beginning = b"".join(self._pieces)
+        self._pieces.clear()
+        lead = _LEADING_ID.match(beginning, 0, _LONGEST_LEAD)
+        return lead[1].decode("utf-8", "replace") if lead else None
 
 
 def body_reader(beginning: bytes, state: AnswerState) -> BodyReader:

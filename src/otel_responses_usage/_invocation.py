@@ -16,7 +16,7 @@ from ._config import Config
 from ._outcome import ABANDONED, CLOSED, EXIT, TRUNCATED, Ending, Outcome, ending_of
 from ._recovery import Recovery
 from ._request import Operation, ResponsesRequest
-from ._response import Response
+from ._response import Response, error_code
 from ._retrieval import Retrieved
 from ._state import AnswerState
 from ._telemetry import Record, Retrieval, Telemetry
@@ -259,8 +259,11 @@ class Invocation:
     @property
     def wants_tail(self) -> bool:
         """Whether the stream is to be read on when the application closes it."""
-        # A background response goes on without its stream, and is looked up for nothing.
-        return self._config.tail_timeout > 0 and self._request.streams and not self._request.background
+        # A background response goes on without its stream, and is looked up for nothing; a fetch has no
+        # usage.
+        request = self._request
+        is_worth_it = request.streams and not request.background and request.operation is Operation.CHAT
+        return self._config.tail_timeout > 0 and is_worth_it
 
     def on_lost(self, _: object = None) -> None:
         """Note that the garbage collector has found the answer. The rest is done on another thread.
@@ -306,6 +309,8 @@ class Invocation:
 
     def _settle(self, ending: Ending, end_ns: int) -> None:
         self._on_finish(self)
+        if isinstance(self._reader, DocumentReader):
+            self._reader.give_up()
         self._close_books(ending, end_ns)
         # They hold the request with its prompt, and a call may wait long for its usage.
         self._make_target = self._reader = None
@@ -458,8 +463,8 @@ def _ending_of_error(error: BaseException) -> Ending:
     name = type(error).__name__
     if not isinstance(error, Exception):
         return Ending(Outcome.CANCELLED, name)
-    code = getattr(error, "code", None)  # of the API's error body, where the SDK found one
-    return Ending(Outcome.ERROR, code if isinstance(code, str) and code else name)
+    # Of the API's error body, where the SDK found one.
+    return Ending(Outcome.ERROR, error_code({"code": getattr(error, "code", None)}) or name)
 
 
 def sees_nothing(_: bytes) -> bool:

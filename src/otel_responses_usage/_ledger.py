@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import time
@@ -49,7 +50,8 @@ class Ledger:
         if self._closed:
             return None
         while self._owed:
-            self._owed.pop()()
+            with contextlib.suppress(IndexError):  # of two threads one finds it empty
+                self._owed.pop()()
         start_ns = time.time_ns()
         span = self._telemetry.start(request, start_ns)
         if not self._telemetry.is_heard(span):

@@ -149,7 +149,8 @@ def _field(value: object, name: str) -> object:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    # As it is sent: the member of a `str` enumeration is sent as its value, but has another name.
+    return str.__str__(value) if isinstance(value, str) and value else None
 
 
 def _integer(value: object) -> int | None:

@@ -165,6 +165,14 @@ class AnswerState:
             # An answer whose work goes on in the background is a call that did what it was asked.
             self.ending = ending_of(self.response, "completed")
 
+    def on_beginning(self, response_id: str | None, *, is_whole: bool) -> None:
+        """Take the id of a body that was not streamed and cannot be read: it broke off, or is too large."""
+        if response_id is not None and self.response is _NOTHING:
+            self.response = Response(id=response_id)
+            if is_whole:
+                self.source = UsageSource.RESPONSE
+                self.ending = ending_of(self.response, "completed")
+
     def _observe(self, kind: str, data: dict[str, Any]) -> None:
         said = kind.removeprefix(_LIFE)
         ends = kind.startswith(_LIFE) and said in TERMINAL_STATUSES

@@ -7,7 +7,8 @@ import json
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 from opentelemetry import context, trace
@@ -31,10 +32,15 @@ from .._usage import MissingReason
 from ._retrieve import Target, make_target
 from ._tap import tap
 
-# The call that is being made, with its method and URL.
-_calling: Final[ContextVar[tuple[Invocation, str, str] | None]] = ContextVar(
-    "otel_responses_usage.calling", default=None
-)
+
+class _Calling(NamedTuple):
+    """What is being called: no call of ours where one is made inside of another that has no span."""
+
+    invocation: Invocation | None
+
+
+_NO_CALL: Final = _Calling(None)
+_calling: Final[ContextVar[_Calling]] = ContextVar("otel_responses_usage.calling", default=_NO_CALL)
 
 Wrapped = Callable[..., Any]
 
@@ -51,48 +57,28 @@ class HttpSurface:
 
     def request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
         """Make a call under its span."""
-        options = _options(args, kwargs)
-        invocation = self._open(client, options)
-        if invocation is None:
+        making = self._making(client, args, kwargs)
+        if making is None:
             return wrapped(*args, **kwargs)
-        entered = _enter(invocation, options)
-        try:
-            result = wrapped(*args, **kwargs)
-        except BaseException as error:
-            invocation.on_raise(error)
-            raise
-        finally:
-            _leave(*entered)
-        invocation.on_return()
-        return result
+        with making:
+            return wrapped(*args, **kwargs)
 
     async def async_request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
         """Make a call under its span."""
-        options = _options(args, kwargs)
-        invocation = self._open(client, options)
-        if invocation is None:
+        making = self._making(client, args, kwargs)
+        if making is None:
             return await wrapped(*args, **kwargs)
-        entered = _enter(invocation, options)
-        try:
-            result = await wrapped(*args, **kwargs)
-        except BaseException as error:
-            invocation.on_raise(error)
-            raise
-        finally:
-            _leave(*entered)
-        invocation.on_return()
-        return result
+        with making:
+            return await wrapped(*args, **kwargs)
 
     def process_response(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
         """Look at the answer, before anything is made of it. Serves both clients: it awaits nothing."""
-        invocation = None
+        invocation = _calling.get().invocation
         try:
-            options, response = kwargs["options"], kwargs["response"]
-            invocation = _invocation_of(options)
             if invocation is not None:
-                _watch(invocation, client, response)
+                _watch(invocation, client, kwargs["response"])
             elif self._ledger.is_waiting:
-                self._learn_from(client, options, response)
+                self._learn_from(client, kwargs["options"], kwargs["response"])
         except Exception:
             _fault.report("looking at an answer")
             if invocation is not None:
@@ -111,41 +97,55 @@ class HttpSurface:
             if isinstance(document, dict):
                 self._ledger.observe(server, Response.from_json(document))
 
-    def _open(self, client: Any, options: Any) -> Invocation | None:
+    def _making(self, client: Any, args: Any, kwargs: Any) -> _Making | None:
+        """Return what a call is to be made in; `None` if it is none of ours nor inside of one."""
+        invocation = None
         try:
-            if self._ledger.is_open and is_instrumentation_enabled():
-                request = _describe(client, options)
-                return None if request is None else self._ledger.open(request)
+            if not self._ledger.is_open:
+                return None  # the instrumentation is off, and another may be on around this one
+            if is_instrumentation_enabled():
+                request = _describe(client, kwargs["options"] if "options" in kwargs else args[1])
+                invocation = None if request is None else self._ledger.open(request)
         except Exception:
             _fault.report("opening a call")
-        return None
+        return None if invocation is None and _calling.get() is _NO_CALL else _Making(invocation)
 
 
-def _options(args: Any, kwargs: Any) -> Any:
-    return kwargs["options"] if "options" in kwargs else args[1] if len(args) > 1 else None
+class _Making:
+    """The time in which a call is made: what is answered meanwhile, in this context, is its answer.
 
+    A callable of the application's may make others inside of it, also such as have no span.
+    """
 
-def _enter(invocation: Invocation, options: Any) -> tuple[Any, Any, Any]:
-    before, calling = _calling.get(), (invocation, options.method, options.url)
-    _calling.set(calling)
-    return before, calling, context.attach(trace.set_span_in_context(invocation.span))
+    __slots__ = ("_before", "_calling", "_token")
 
+    def __init__(self, invocation: Invocation | None) -> None:
+        self._calling = _Calling(invocation)
 
-def _leave(before: Any, calling: Any, token: Any) -> None:
-    context.detach(token)
-    # A coroutine that nobody has finished is closed by the collector, in any context, in mid-call of another.
-    if _calling.get() is calling:
-        _calling.set(before)
+    def __enter__(self) -> None:
+        invocation = self._calling.invocation
+        self._before = _calling.get()
+        _calling.set(self._calling)
+        self._token = None
+        if invocation is not None:
+            self._token = context.attach(trace.set_span_in_context(invocation.span))
 
-
-def _invocation_of(options: Any) -> Invocation | None:
-    """Return the call whose answer this is. A callable of the application's may make others inside of it."""
-    calling = _calling.get()
-    if calling is None:
-        return None
-    invocation, method, url = calling
-    is_its_own = method == options.method and url.partition("?")[0] == options.url.partition("?")[0]
-    return invocation if is_its_own else None
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        invocation = self._calling.invocation
+        if self._token is not None:
+            context.detach(self._token)
+        # A coroutine that nobody has finished is closed by the collector, in any context, in mid-call of
+        # another.
+        if _calling.get() is self._calling:
+            _calling.set(self._before)
+        if invocation is None:
+            return
+        if error is not None:
+            invocation.on_raise(error)
+        else:
+            invocation.on_return()
 
 
 class _Origin:
@@ -190,7 +190,7 @@ def _describe(client: Any, options: Any) -> ResponsesRequest | None:
     response_id = fetched_id(options.method, path)
     query = options.params if isinstance(options.params, Mapping) else {}
     if response_id is not None and query.get("stream") in (True, "true"):
-        return fetch_request(response_id, query, _server(client, options.url))
+        return fetch_request(unquote(response_id), query, _server(client, options.url))
     return None
 
 

@@ -15,7 +15,8 @@ from ._arrived import arrived
 from ._tail import async_read_on, read_on
 
 # Where an exception begins that the reading of a stream itself has raised, and not the application.
-_READERS: Final = frozenset({"openai._streaming", "httpx._models", "httpx2._models"})
+_EVENT_READERS: Final = frozenset({"openai._streaming"})
+_READERS: Final = frozenset({*_EVENT_READERS, "httpx._models", "httpx2._models"})
 
 # The streams that only count the time, and how each is read.
 _RELAYS: Final = {"BoundSyncStream": "__iter__", "BoundAsyncStream": "__aiter__"}
@@ -54,6 +55,8 @@ class _Tap:
         "_stream",
         "_tail",
     )
+
+    _dropped_by = _READERS
 
     def __init__(
         self,
@@ -109,7 +112,7 @@ class _Tap:
         # A decoder takes each byte once: what is read on is not to be decoded before.
         if self._source is not None and (self._decode is None or not invocation.wants_tail):
             invocation.on_unread([self._decoded(piece) for piece in arrived(self._stream)])
-        return invocation.on_close(_in_flight(), can_read_on=self._source is not None) or 0.0
+        return invocation.on_close(_in_flight(self._dropped_by), can_read_on=self._source is not None) or 0.0
 
     def _refuse(self) -> None:
         """Raise what a closed connection raises, though in truth it is being read on."""
@@ -119,6 +122,10 @@ class _Tap:
 
 class _SyncTap(_Tap):
     __slots__ = ()
+
+    # Who leaves a loop over the bytes has the HTTP library close them there and then, which is a close like
+    # another. The generators of an async client are closed at the end of its loop only, by nobody's wish.
+    _dropped_by = _EVENT_READERS
 
     def __iter__(self) -> Iterator[bytes]:
         self._reading = self._read()
@@ -256,15 +263,19 @@ def _connection(response: Any) -> Any:
         return None
 
 
-def _in_flight() -> BaseException | None:
+def _in_flight(dropped_by: frozenset[str]) -> BaseException | None:
     """Return the exception because of which the stream is being closed, if that is not the application's.
 
     `finally: response.close()` runs with the exception in flight: `GeneratorExit` where nobody will read
     on, an error of the SDK's, or the cancellation of the task that reads. An exception of the
-    application's own, from its loop body, has begun in a frame of the application.
+    application's own, from its loop body, has begun in a frame of the application. `dropped_by` are the
+    readers whose `GeneratorExit` says that the stream was dropped.
     """
     error = sys.exc_info()[1]
     traceback = error.__traceback__ if error is not None else None
-    if traceback is None or type(error).__name__ in _CANCELLATIONS:
+    if traceback is None:
         return error
-    return error if traceback.tb_frame.f_globals.get("__name__") in _READERS else None
+    if not isinstance(error, Exception) and type(error).__name__ in _CANCELLATIONS:
+        return error
+    reader = traceback.tb_frame.f_globals.get("__name__")
+    return error if reader in (dropped_by if isinstance(error, GeneratorExit) else _READERS) else None
