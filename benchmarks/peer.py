@@ -96,7 +96,7 @@ def main() -> None:
         trace.set_tracer_provider(told.tracer_provider)
         metrics.set_meter_provider(told.meter_provider)
     SWITCHES[sys.argv[1]](told)
-    from .pipeline import async_reader, reader
+    from .sdk import async_reader, reader
 
     short, long = pieces.whole(pieces.SHORT), pieces.whole(pieces.SHORT + EVENTS)
     works = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -35,7 +36,8 @@ class Peer:
         self.costs: list[dict[str, float]] = []
         self.spans = 0
         self._python = directory / name / "bin" / "python"
-        if not self._python.exists():
+        # Ours is what it is now, and not what it was when the directory was made.
+        if not self._python.exists() or name == "ours":
             _install(name, directory / name, self._python)
         self.version = self._asked("import importlib.metadata as m; print(m.version(sys.argv[1]))")
         self._process = subprocess.Popen(  # noqa: S603
@@ -52,15 +54,17 @@ class Peer:
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise RuntimeError("no pipes")
-        stdin.write("\n")
-        stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # one that has failed at its start
+            stdin.write("\n")
+            stdin.flush()
         answer = json.loads(stdout.readline() or '{"costs": {}, "spans": 0}')
         self.costs.append(answer["costs"])
         self.spans = answer["spans"]
 
     def stop(self) -> None:
         """End its process."""
-        self._process.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
 
     def _asked(self, script: str) -> str:
         done = subprocess.run(  # noqa: S603
@@ -124,10 +128,10 @@ def _install(name: str, directory: Path, python: Path) -> None:
     wanted = [*_SDK, *([] if name == "none" else [distribution])]
     uv = shutil.which("uv")
     if uv is not None:
-        _run(uv, "venv", "--quiet", "--python", sys.executable, str(directory))
+        _run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(directory))
         _run(uv, "pip", "install", "--quiet", "--python", str(python), *wanted)
     else:
-        _run(sys.executable, "-m", "venv", str(directory))
+        _run(sys.executable, "-m", "venv", "--clear", str(directory))
         _run(str(python), "-m", "pip", "install", "--quiet", *wanted)
 
 

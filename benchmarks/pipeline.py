@@ -1,13 +1,10 @@
-"""What events and calls cost in the whole of the real SDK, over a transport that is in memory."""
+"""What events and calls cost in the whole of the real SDK."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
 from statistics import median
 from typing import Any
 
-import httpx2
 import openai
 
 from . import pieces
@@ -16,59 +13,8 @@ from .clock import added, alternating, paired
 from .instrumented import instrumented
 from .one import rows_of
 from .row import Row
+from .sdk import Work, async_reader, reader
 from .telemetry import Told, by_hand
-
-Work = Callable[[], object]
-
-
-class SyncBody(httpx2.SyncByteStream):
-    """A body in memory, a piece at a time."""
-
-    def __init__(self, stream: list[bytes]) -> None:
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self._stream
-
-
-class AsyncBody(httpx2.AsyncByteStream):
-    """The same for an async client."""
-
-    def __init__(self, stream: list[bytes]) -> None:
-        self._stream = stream
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self._stream:
-            yield piece
-
-
-def reader(stream: list[bytes], client_class: Any = openai.OpenAI) -> Work:
-    """Return a function that makes a call and reads the answer, which is always this stream."""
-    transport = httpx2.MockTransport(lambda _: _answer(SyncBody(stream)))
-    client = client_class(
-        api_key="none", base_url="http://127.0.0.1:9/v1", http_client=httpx2.Client(transport=transport)
-    )
-
-    def read() -> None:
-        for _ in client.responses.create(model="gpt-5.4-mini", input="hello", stream=True):
-            pass
-
-    return read
-
-
-def async_reader(stream: list[bytes], client_class: Any = openai.AsyncOpenAI) -> Work:
-    """Return the same for the async client, on an event loop of its own."""
-    transport = httpx2.MockTransport(lambda _: _answer(AsyncBody(stream)))
-    client = client_class(
-        api_key="none", base_url="http://127.0.0.1:9/v1", http_client=httpx2.AsyncClient(transport=transport)
-    )
-    loop = asyncio.new_event_loop()
-
-    async def read() -> None:
-        async for _ in await client.responses.create(model="gpt-5.4-mini", input="hello", stream=True):
-            pass
-
-    return lambda: loop.run_until_complete(read())
 
 
 def rows(*, quick: bool) -> list[Row]:
@@ -138,7 +84,3 @@ def _both(read: Work, tell: Work) -> Work:
         tell()
 
     return both
-
-
-def _answer(body: SyncBody | AsyncBody) -> httpx2.Response:
-    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
