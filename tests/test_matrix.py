@@ -16,7 +16,7 @@ import pytest
 import trio
 from opentelemetry.trace import SpanKind, StatusCode
 
-from calls import CALLS, CUT, MODEL, OTHER_HTTP, PROMPT, Call, Dropped, Reader, create, settle
+from calls import CALLS, CUT, HTTP, MODEL, OTHER_HTTP, PROMPT, Call, Dropped, Reader, create, settle
 from conftest import Instrument, Serve
 from embedded.answer import FAILED, OUT_OF_QUOTA, OUT_OF_TOKENS, Answer, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Send
@@ -93,6 +93,11 @@ async def cancel_the_task(reader: Reader, _: Any) -> None:
         group.cancel_scope.cancel()
 
 
+def is_closed_by_the_library(call: Call, runtime: Runtime) -> bool:
+    """Whether a stream is closed as soon as the application lets go of the loop over its bytes."""
+    return HTTP.__name__ == "httpx2" and runtime.is_sync and not call.reads_events
+
+
 class OnePieceAPI(ResponsesAPI):
     """Sends the last delta and all that follows it in one piece, and does not end the body."""
 
@@ -120,12 +125,12 @@ class Ending:
     raises: tuple[type[BaseException], ...] = ()
     events: int | None = None
     only_async: bool = False
-    of_calls: Callable[[Call], bool] = lambda _: True
+    of: Callable[[Call, Runtime], bool] = lambda _, __: True
     api: type[ResponsesAPI] = ResponsesAPI
     afterwards: Callable[[], object] = lambda: None  # when the application holds nothing any more
 
     def suits(self, call: Call, runtime: Runtime) -> bool:
-        return self.of_calls(call) and not (self.only_async and runtime.is_sync)
+        return self.of(call, runtime) and not (self.only_async and runtime.is_sync)
 
     def __str__(self) -> str:
         return self.name
@@ -207,6 +212,17 @@ ENDINGS = (
         raises=(Dropped,),
         events=6,
         afterwards=gc.collect,
+        of=lambda call, runtime: not is_closed_by_the_library(call, runtime),
+    ),
+    Ending(
+        "bytes_dropped",
+        drop,
+        "closed",
+        Plan(ANSWER, **SIX),
+        raises=(Dropped,),
+        events=6,
+        afterwards=gc.collect,
+        of=lambda call, runtime: is_closed_by_the_library(call, runtime),
     ),
     Ending("never_read", leave_at_once, "closed", Plan(ANSWER, **SIX), missing="no_response_id", events=0),
     Ending("client_closed_first", close_the_client, "closed", Plan(ANSWER, **SIX), events=6),
@@ -228,7 +244,7 @@ ENDINGS = (
         error_types=frozenset({"insufficient_quota"}),
         raises=(openai.APIError,),
         events=ERROR_EVENT,
-        of_calls=lambda call: call.reads_events,
+        of=lambda call, _: call.reads_events,
     ),
     Ending(
         "error_event_handed_on",
@@ -237,7 +253,7 @@ ENDINGS = (
         Plan(REFUSED, cut_after=ERROR_EVENT),
         error_types=frozenset({"insufficient_quota"}),
         events=ERROR_EVENT,
-        of_calls=lambda call: not call.reads_events,
+        of=lambda call, _: not call.reads_events,
     ),
 )
 

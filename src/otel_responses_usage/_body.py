@@ -13,7 +13,7 @@ from ._state import AnswerState
 # An answer that comes in pieces is not collected beyond this size; its usage is looked up.
 _LARGEST_DOCUMENT: Final = 16 * 1024 * 1024
 # The id of a document, with nothing but simple members before it.
-_LEADING_ID: Final = re.compile(
+_LEADING_ID: Final = (
     rb'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[^\s"\[\]{},]+)\s*,)*?\s*"id"\s*:\s*"([^"\\]+)"'
 )
 _LONGEST_LEAD: Final = 4096
@@ -82,7 +82,7 @@ class DocumentReader:
     def _leading_id(self) -> str | None:
         beginning = b"".join(self._pieces)
         self._pieces.clear()
-        lead = _LEADING_ID.match(beginning, 0, _LONGEST_LEAD)
+        lead = re.match(_LEADING_ID, beginning[:_LONGEST_LEAD])  # compiled if there is ever need
         return lead[1].decode("utf-8", "replace") if lead else None
 
 

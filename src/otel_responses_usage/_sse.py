@@ -123,17 +123,18 @@ class EventReader:
         """Take a piece that is one event from its first to its last line, and say whether it was one."""
         self._frame = _NO_FRAME
         in_an_event = self._line or self._skips_line or self._after_cr or self._data or self._unwanted
-        lead = None if in_an_event or self.done else _LEADING_LINES.match(piece)
+        lead_ends = -1 if in_an_event or self.done else piece.find(b",", 0, _LONGEST_LEAD)
+        lead = _lead(piece[:lead_ends]) if lead_ends > 0 else None
         if lead is None:
             return False
-        frame = _frame(lead[0], b"\r\n\r\n" if piece.endswith(b"\r\n") else b"\n\n")
+        kind, data_begins, frames = lead
+        frame = frames[piece.endswith(b"\r\n")]
         _, _, tail_part, tail, middle_part = frame
         middle = piece[middle_part]
         if piece[tail_part] != tail or _LF in middle or _CR in middle:
             return False
-        kind = lead[2].decode("utf-8", "replace")
         if self._sink.wants(kind):
-            self._decode(piece[lead.start(1) : -len(tail)])
+            self._decode(piece[data_begins : -len(tail)])
         else:
             self._sink.on_event(kind, None)
             self._frame = frame
@@ -221,7 +222,19 @@ class EventReader:
         )
 
 
-@functools.lru_cache(maxsize=64)  # streams of the same types of events share theirs
+@functools.lru_cache(maxsize=64)  # there are not many types of events
+def _lead(head: bytes) -> tuple[str, int, tuple[_Frame, _Frame]] | None:
+    """Return the type that an event has in front, where its data begin, and its frames with LF and CR LF."""
+    lead = _LEADING_LINES.fullmatch(head)
+    if lead is None:
+        return None
+    return (
+        lead[2].decode("utf-8", "replace"),
+        lead.start(1),
+        (_frame(head, b"\n\n"), _frame(head, b"\r\n\r\n")),
+    )
+
+
 def _frame(head: bytes, tail: bytes) -> _Frame:
     return slice(len(head)), head, slice(-len(tail), None), tail, slice(len(head), -len(tail))
 

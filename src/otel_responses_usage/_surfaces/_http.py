@@ -8,7 +8,7 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import unquote
 
 from opentelemetry import context, trace
@@ -33,10 +33,13 @@ from ._retrieve import Target, make_target
 from ._tap import tap
 
 
-class _Calling(NamedTuple):
+class _Calling:
     """What is being called: no call of ours where one is made inside of another that has no span."""
 
-    invocation: Invocation | None
+    __slots__ = ("invocation",)
+
+    def __init__(self, invocation: Invocation | None) -> None:
+        self.invocation = invocation
 
 
 _NO_CALL: Final = _Calling(None)
