@@ -18,35 +18,45 @@ from .telemetry import Told, by_hand
 
 
 def rows(*, quick: bool) -> list[Row]:
-    """Say what share our cost of an event is of the SDK's own, and measure what is added to whole calls."""
+    """Say what share our cost of an event is of the SDK's own, and measure what it adds in there."""
     isolated = {row.what: row.result for row in rows_of("event", quick=quick)}
-    events, rounds = (100, 3) if quick else (1_000, 15)
+    events, rounds = (100, 3) if quick else (1_000, 25)
     short, long = pieces.whole(pieces.SHORT), pieces.whole(pieces.SHORT + events)
-    costs = paired(
-        {
-            "short": reader(short),
-            "long": reader(long),
-            "async short": async_reader(short),
-            "async long": async_reader(long),
-        },
-        rounds,
-    )
     found = []
-    for how in ("sync", "async"):
-        prefix = "async " if how == "async" else ""
-        own = (
-            median(a - b for a, b in zip(costs[f"{prefix}long"], costs[f"{prefix}short"], strict=True))
-            / events
-        )
-        found.append(
+    for how, read, watched in (("sync", reader, openai.OpenAI), ("async", async_reader, openai.AsyncOpenAI)):
+        plain = _unwatched(watched)
+        with instrumented(**Told().providers):
+            costs = paired(
+                {
+                    "short": read(short, plain),
+                    "long": read(long, plain),
+                    "ours short": read(short, watched),
+                    "ours long": read(long, watched),
+                },
+                rounds,
+            )
+        own, ours = _per_event(costs, "", events), _per_event(costs, "ours ", events)
+        found += [
             Row(
-                f"isolated cost of an event as a share of the SDK's own {own / 1000:,.0f} us, {how}",
-                100 * isolated[f"added per event, {how}"] / own,
+                f"isolated cost of an event as a share of the SDK's own {median(own) / 1000:,.0f} us, {how}",
+                100 * isolated[f"added per event, {how}"] / median(own),
                 0.5,
                 "%",
-            )
-        )
+            ),
+            Row(
+                f"added per event in the real SDK, {how}",
+                median(mine - theirs for mine, theirs in zip(ours, own, strict=True)),
+                None,
+                "ns",
+            ),
+        ]
     return found + _calls(short, 30 if quick else 1_000)
+
+
+def _per_event(costs: dict[str, list[int]], prefix: str, events: int) -> list[float]:
+    """Return what an event costs by each round: what a long stream takes longer than a short one."""
+    pairs = zip(costs[f"{prefix}long"], costs[f"{prefix}short"], strict=True)
+    return [(long - short) / events for long, short in pairs]
 
 
 def _calls(stream: list[bytes], rounds: int) -> list[Row]:

@@ -40,7 +40,7 @@ def instructions(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize(
     ("measurement", "number"),
-    [("event", 3), ("pipeline", 4), ("call", 7), ("memory", 4), ("fallback", 4), ("startup", 1)],
+    [("event", 3), ("pipeline", 6), ("call", 7), ("memory", 4), ("fallback", 4), ("startup", 1)],
 )
 def test_a_measurement_runs(measurement: str, number: int) -> None:
     """Each measurement gives its rows, most with a goal, from a process of its own."""
@@ -50,7 +50,7 @@ def test_a_measurement_runs(measurement: str, number: int) -> None:
     assert len(rows) == number
     assert all(row["unit"] and row["what"] for row in rows)
     without_goal = [row["what"] for row in rows if not row["goal"]]
-    assert all(what.startswith("added per call of 9 events in the real SDK") for what in without_goal)
+    assert all("in the real SDK" in what for what in without_goal)
 
 
 def test_a_row_without_a_goal_misses_none(instructions: Any) -> None:  # noqa: ARG001
