@@ -518,6 +518,25 @@ def test_a_client_that_rewrites_its_calls_is_metered(observed: Observed, serve: 
     assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
 
 
+class NoBudgetError(Exception):
+    code = 402
+
+
+class Refusing(openai.OpenAI):
+    """A client of an application's own that makes no call."""
+
+    def _prepare_options(self, _: Any) -> Any:
+        raise NoBudgetError
+
+
+def test_an_exception_of_the_application_s_own_is_told_by_its_name(observed: Observed, serve: Serve) -> None:
+    """A `code` stands for the error only where the API has given it."""
+    server = serve(ResponsesAPI(lambda _: Plan(ANSWER)))
+    with Refusing(base_url=f"{server.url}/v1", api_key="k") as client, pytest.raises(NoBudgetError):
+        list(client.responses.create(**ASKED, stream=True))
+    assert attributes_of(observed)["error.type"] == "NoBudgetError"
+
+
 class Word(str, Enum):
     """What an application may have its models and tiers in."""
 

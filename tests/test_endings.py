@@ -29,7 +29,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import StatusCode
 
 from calls import CUT as CUT_ERRORS
-from calls import entered, items, settle, since
+from calls import HTTP, entered, items, settle, since
 from conftest import Instrument, Serve
 from embedded.answer import Answer, new_id, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Send, Step, Wait, frame
@@ -284,6 +284,42 @@ def test_a_collector_may_interrupt_an_exporter(observed: Observed, serve: Serve)
         observed.spans(2)
         eventually(lambda: len(exporter.names) == 2, "both spans exported")
     assert (exporter.names[0], exporter.deadlocks) == ("own", 0)
+
+
+@untidy
+def test_a_call_whose_loop_is_gone_ends_on_another_thread(
+    observed: Observed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its coroutine is closed by the collector: in another context, and perhaps inside of an exporter."""
+    exporter = CollectingExporter()
+    observed.tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
+
+    async def never(_: Any) -> Any:
+        # Not the library's own transport: what waits in there is never collected, with us or without.
+        await asyncio.get_running_loop().create_future()
+
+    def call_and_leave() -> None:
+        loop = asyncio.new_event_loop()
+        transport = HTTP.AsyncClient(transport=HTTP.MockTransport(never))
+        client = openai.AsyncOpenAI(base_url="http://127.0.0.1:9/v1", api_key="k", http_client=transport)
+        tasks: list[Any] = []
+
+        async def main() -> None:
+            tasks.append(asyncio.ensure_future(read_not_at_all(client)))
+            await asyncio.sleep(0.2)
+
+        loop.run_until_complete(main())
+        loop.close()
+
+    with collected_only_by_hand():
+        call_and_leave()
+        observed.tracer_provider.get_tracer("application").start_span("own").end()
+        observed.spans(2)
+        eventually(lambda: len(exporter.names) == 2, "both spans exported")
+    assert (exporter.names[0], exporter.deadlocks) == ("own", 0)
+    (span,) = (span for span in observed.spans(2) if span.name != "own")
+    assert told(span) == UNREAD
+    assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 
 
 @both
@@ -631,6 +667,11 @@ async def read_piece(response: Any) -> None:
         (in_pieces(DOCUMENT), read_document, {"outcome": "completed", "source": "response"}),
         (in_pieces(LARGE), read_document, {"outcome": "completed", "source": "retrieval"}),
         (
+            in_pieces(b'{"extra": "' + b"A" * 17 * 2**20 + b'"}'),
+            read_document,
+            {"outcome": "completed", "missing": "no_response_id"},
+        ),
+        (
             in_pieces(DOCUMENT[:200], Cut(), length=len(DOCUMENT)),
             read_document,
             {"outcome": "cut", "error": "RemoteProtocolError", "source": "retrieval"},
@@ -651,7 +692,7 @@ async def read_piece(response: Any) -> None:
             {"outcome": "truncated", "error": "stream_truncated", "missing": "no_response_id"},
         ),
     ],
-    ids=["whole", "large", "cut", "truncated", "closed", "no id"],
+    ids=["whole", "large", "large without id", "cut", "truncated", "closed", "no id"],
 )
 @both
 @untidy

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
+from otel_responses_usage import _sse
 from otel_responses_usage._sse import EventReader
+from otel_responses_usage._state import AnswerState
 
 # How many bodies the long comparison with the SDK generates.
 BODIES = int(os.environ.get("FUZZ_BODIES", "20000"))
@@ -481,6 +483,17 @@ def growth_in_bytes(act: Callable[[], object]) -> int:
         return tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
+
+
+def test_nothing_is_kept_of_how_an_event_begins_but_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that writes the text before the type leaves none of it behind in what all streams share."""
+    monkeypatch.setattr(_sse, "_leads", {})
+    reader = EventReader(AnswerState())
+    for number in range(100):
+        reader.feed(b'data: {"delta":"secret %d","type":"response.output_text.delta"}\n\n' % number)
+        reader.feed(b'data: {"type":"response.kind_%d","delta":"secret"}\n\n' % number)
+    assert not any(b"secret" in head for head in _sse._leads)
+    assert 0 < len(_sse._leads) <= 64
 
 
 @pytest.mark.parametrize("shift", [0, 7], ids=["one event a piece", "borders inside events"])

@@ -80,9 +80,12 @@ class DocumentReader:
         self._state.on_beginning(self._leading_id(), is_whole=False)
 
     def _leading_id(self) -> str | None:
-        beginning = b"".join(self._pieces)
+        beginning = b""
+        for piece in self._pieces:
+            if len(beginning) < _LONGEST_LEAD:
+                beginning += piece[:_LONGEST_LEAD]
         self._pieces.clear()
-        lead = re.match(_LEADING_ID, beginning[:_LONGEST_LEAD])  # compiled if there is ever need
+        lead = re.match(_LEADING_ID, beginning)  # compiled if there is ever need
         return lead[1].decode("utf-8", "replace") if lead else None
 
 

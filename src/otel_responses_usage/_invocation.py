@@ -463,8 +463,10 @@ def _ending_of_error(error: BaseException) -> Ending:
     name = type(error).__name__
     if not isinstance(error, Exception):
         return Ending(Outcome.CANCELLED, name)
-    # Of the API's error body, where the SDK found one.
-    return Ending(Outcome.ERROR, error_code({"code": getattr(error, "code", None)}) or name)
+    # Of the API's error body, where the SDK found one; what an application raises may have any `code`.
+    is_of_api = any(cls.__name__ == "APIError" for cls in type(error).__mro__)
+    code = error_code({"code": getattr(error, "code", None)}) if is_of_api else None
+    return Ending(Outcome.ERROR, code or name)
 
 
 def sees_nothing(_: bytes) -> bool:

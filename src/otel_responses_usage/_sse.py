@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from typing import Any, Final, Protocol, TypeAlias
@@ -24,6 +23,12 @@ _LAST_WORDS: Final = (b'completed"', b'incomplete"', b'failed"')
 # How an event begins that has its type in front, how it ends, and what is between, each with its place.
 _Frame: TypeAlias = tuple[slice, "bytes | None", slice, bytes, slice]
 _NO_FRAME: Final[_Frame] = (slice(0), None, slice(0), b"", slice(0))
+
+# The type that an event has in front, where its data begin, and its frames with LF and with CR LF. There are
+# not many, and all streams share theirs. What begins otherwise may have content in it, and is not kept.
+_Lead: TypeAlias = tuple[str, int, tuple[_Frame, _Frame]]
+_MOST_LEADS: Final = 64
+_leads: Final[dict[bytes, _Lead]] = {}
 
 
 class EventSink(Protocol):
@@ -222,17 +227,15 @@ class EventReader:
         )
 
 
-@functools.lru_cache(maxsize=64)  # there are not many types of events
-def _lead(head: bytes) -> tuple[str, int, tuple[_Frame, _Frame]] | None:
-    """Return the type that an event has in front, where its data begin, and its frames with LF and CR LF."""
-    lead = _LEADING_LINES.fullmatch(head)
-    if lead is None:
-        return None
-    return (
-        lead[2].decode("utf-8", "replace"),
-        lead.start(1),
-        (_frame(head, b"\n\n"), _frame(head, b"\r\n\r\n")),
-    )
+def _lead(head: bytes) -> _Lead | None:
+    """Return what is known of an event that begins like this, if that is with its type."""
+    known = _leads.get(head)
+    if known is None and (lead := _LEADING_LINES.fullmatch(head)):
+        frames = _frame(head, b"\n\n"), _frame(head, b"\r\n\r\n")
+        known = lead[2].decode("utf-8", "replace"), lead.start(1), frames
+        if len(_leads) < _MOST_LEADS:
+            _leads[head] = known
+    return known
 
 
 def _frame(head: bytes, tail: bytes) -> _Frame:

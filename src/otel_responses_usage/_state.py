@@ -169,9 +169,9 @@ class AnswerState:
         """Take the id of a body that was not streamed and cannot be read: it broke off, or is too large."""
         if response_id is not None and self.response is _NOTHING:
             self.response = Response(id=response_id)
-            if is_whole:
-                self.source = UsageSource.RESPONSE
-                self.ending = ending_of(self.response, "completed")
+        if is_whole:
+            self.source = UsageSource.RESPONSE
+            self.ending = ending_of(self.response, "completed")
 
     def _observe(self, kind: str, data: dict[str, Any]) -> None:
         said = kind.removeprefix(_LIFE)

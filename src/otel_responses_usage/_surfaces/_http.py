@@ -137,15 +137,17 @@ class _Making:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         invocation = self._calling.invocation
-        if self._token is not None:
-            context.detach(self._token)
-        # A coroutine that nobody has finished is closed by the collector, in any context, in mid-call of
-        # another.
+        # A coroutine that nobody has finished is closed by the collector: in any context, in mid-call of
+        # another, and while somebody holds a lock that ending a span takes.
         if _calling.get() is self._calling:
             _calling.set(self._before)
+            if self._token is not None:
+                context.detach(self._token)
         if invocation is None:
             return
-        if error is not None:
+        if isinstance(error, GeneratorExit):
+            invocation.on_lost()
+        elif error is not None:
             invocation.on_raise(error)
         else:
             invocation.on_return()

@@ -124,7 +124,7 @@ class _SyncTap(_Tap):
     __slots__ = ()
 
     # Who leaves a loop over the bytes has the HTTP library close them there and then, which is a close like
-    # another. The generators of an async client are closed at the end of its loop only, by nobody's wish.
+    # another. The generators of an async client are closed later, by its event loop and at the end of it.
     _dropped_by = _EVENT_READERS
 
     def __iter__(self) -> Iterator[bytes]:
