@@ -547,7 +547,11 @@ class Word(str, Enum):
 def test_what_is_asked_for_is_told_as_it_is_sent(observed: Observed, serve: Serve) -> None:
     """The member of an enumeration is sent as its value; what is told of it is that text and no more."""
     with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER)))) as client:
-        list(client.responses.create(model=Word.MODEL, input="x", service_tier=Word.TIER, stream=True))  # type: ignore[call-overload]
+        list(
+            client.responses.create(
+                model=Word.MODEL, input="x", stream=True, extra_body={"service_tier": Word.TIER}
+            )
+        )
         list(client.responses.create(**ASKED, stream=True))
     asked, plain = observed.spans(2)
     assert asked.name == plain.name == "chat gpt-5.4-mini"
