@@ -949,16 +949,19 @@ def test_a_compressed_stream_is_metered_the_same(
 async def wander(runtime: Runtime, server: ScriptedServer) -> Any:
     """End streams in every way at hand, and return the client."""
     client = client_of(runtime, server)
-    for leave in (read_half, read_not_at_all, entered_and_forgotten, left_raw):
-        await leave(client)
-    await read_half_and_closed(client)
-    async with entered(client.responses.stream(model="m", input="x")) as stream:
-        await take(stream)
-    if runtime is not SYNC:
-        with anyio.move_on_after(0.1):
-            async for _ in await client.responses.create(**ASKED):
-                pass
-        await anyio.sleep(0.05)
+    # A collection that finds a dropped stream while httpcore 1 makes a request waits for ever for the lock
+    # that this request holds; it does so without us, too.
+    with collected_only_by_hand():
+        for leave in (read_half, read_not_at_all, entered_and_forgotten, left_raw):
+            await leave(client)
+        await read_half_and_closed(client)
+        async with entered(client.responses.stream(model="m", input="x")) as stream:
+            await take(stream)
+        if runtime is not SYNC:
+            with anyio.move_on_after(0.1):
+                async for _ in await client.responses.create(**ASKED):
+                    pass
+            await anyio.sleep(0.05)
     gc.collect()
     return client
 
