@@ -25,15 +25,13 @@ THREAD_NAME: Final = "otel-responses-usage"
 _REST_AFTER_S: Final = 5.0
 # Longer than a system takes to wake the thread that has been let by.
 _WAY_S: Final = 5e-5
-# So many calls to attend to within so long are a burst. The worker rests between its steps then, so many
-# times as long as it has worked but not for longer than so; where many calls end all the time, less than at
-# first.
+# So many calls to attend to within so long are a burst. While it goes on, the worker rests so many times as
+# long as it has worked, but not for longer than so; where many calls end all the time, only at first.
 _BURST: Final = 8
 _BURST_S: Final = 0.05
 _LONGEST_BURST_S: Final = 3.0
 _BETWEEN_BURSTS_S: Final = 1.0
-_BURST_SHARE: Final = 19
-_STEADY_SHARE: Final = 1
+_REST_SHARE: Final = 19
 _LONGEST_REST_S: Final = 0.02
 # What a stopping worker may take for closing its sockets.
 STOP_GRACE_S: Final = 1.0
@@ -491,9 +489,8 @@ class Worker:
         """Let by a thread of the application that waits for the interpreter.
 
         Another thread gets it after 5 ms, or when its holder waits for something; and the worker, which has
-        two milliseconds' work to do for each look-up, may go from one to the next without ever waiting. While
-        many calls end at once the application has its hands full, and the look-ups can wait; and where they
-        never cease to, it gets the interpreter for as long as the look-ups do.
+        a millisecond's work to do for each look-up, may go from one to the next without ever waiting. While
+        many calls end at once the application has its hands full, and the look-ups can wait.
         """
         rest_s = _WAY_S
         if self.in_burst():
@@ -501,8 +498,8 @@ class Worker:
             if now - self._burst_seen_at > _BETWEEN_BURSTS_S:
                 self._burst_began = now
             self._burst_seen_at = now
-            share = _BURST_SHARE if now - self._burst_began < _LONGEST_BURST_S else _STEADY_SHARE
-            rest_s = max(_WAY_S, share * (time.thread_time() - self._worked_s))
+            if now - self._burst_began < _LONGEST_BURST_S:
+                rest_s = max(_WAY_S, _REST_SHARE * (time.thread_time() - self._worked_s))
         time.sleep(min(rest_s, _LONGEST_REST_S))
         self._worked_s = time.thread_time()
 

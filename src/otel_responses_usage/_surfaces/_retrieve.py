@@ -82,7 +82,7 @@ class Target(NamedTuple):
     """
 
     route: Route
-    url: Any
+    url: str
     headers: tuple[tuple[bytes, bytes], ...]
     tenant: int
 
@@ -115,7 +115,7 @@ def make_target(transport: Any, request: Any, response_id: str) -> Target | Miss
     ]
     headers.append((b"accept", b"application/json"))
     tenant = hash(tuple(request.headers.get(name) for name in _CREDENTIALS))
-    return Target(route, url, tuple(headers), tenant)
+    return Target(route, str(url), tuple(headers), tenant)
 
 
 class HttpRetriever:
@@ -135,12 +135,14 @@ class HttpRetriever:
         library = sys.modules[target.route.library]
         line = self._line(target.route)
         line.users += 1
-        url = target.url
-        extensions = {"timeout": library.Timeout(timeout_s).as_dict(), "trace": self._on_step}
+        url = library.URL(target.url)
+        extensions = {"timeout": library.Timeout(timeout_s).as_dict()}
         try:
             for _ in range(_MOST_REDIRECTS):
                 request = library.Request("GET", url, headers=list(target.headers), extensions=extensions)
+                self._give_way()
                 response = await line.transport.handle_async_request(request)
+                self._give_way()
                 try:
                     content = await _read(response)
                 finally:
@@ -163,10 +165,6 @@ class HttpRetriever:
             response=_response(content),
             retry_after_s=_retry_after_s(response.headers),
         )
-
-    async def _on_step(self, *_: object) -> None:
-        # The HTTP library says when a step of its own begins and ends; a request is too much work for one.
-        self._give_way()
 
     async def aclose(self) -> None:
         """Close every connection."""
