@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 import openai
 
@@ -16,6 +16,8 @@ from .row import Row
 from .sdk import Work, async_reader, reader
 from .telemetry import Told, by_hand
 
+_KINDS: Final = (("sync", reader, openai.OpenAI), ("async", async_reader, openai.AsyncOpenAI))
+
 
 def rows(*, quick: bool) -> list[Row]:
     """Say what share our cost of an event is of the SDK's own, and measure what it adds in there."""
@@ -23,7 +25,7 @@ def rows(*, quick: bool) -> list[Row]:
     events, rounds = (100, 3) if quick else (1_000, 25)
     short, long = pieces.whole(pieces.SHORT), pieces.whole(pieces.SHORT + events)
     found = []
-    for how, read, watched in (("sync", reader, openai.OpenAI), ("async", async_reader, openai.AsyncOpenAI)):
+    for how, read, watched in _KINDS:
         plain = _unwatched(watched)
         with instrumented(**Told().providers):
             costs = paired(
@@ -64,12 +66,9 @@ def _calls(stream: list[bytes], rounds: int) -> list[Row]:
 
     So the work by hand finds the processor's caches as ours finds them: filled with the SDK's own.
     """
-    plain, plain_async = _unwatched(openai.OpenAI), _unwatched(openai.AsyncOpenAI)
     found = []
-    for how, ours, unwatched in (
-        ("sync", reader(stream), reader(stream, plain)),
-        ("async", async_reader(stream), async_reader(stream, plain_async)),
-    ):
+    for how, read, watched in _KINDS:
+        ours, unwatched = read(stream, watched), read(stream, _unwatched(watched))
         told = Told()
         with instrumented(**told.providers):
             ours()

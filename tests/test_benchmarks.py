@@ -78,15 +78,19 @@ def test_growth_is_measured_and_drawn(instructions: Any) -> None:  # noqa: ARG00
     assert len(growth._table("events of one stream", curves[1]).splitlines()) == 2 + len(curves[1])
 
 
-_MEASURES = ("event, sync", "event, async", "call, sync", "call, async")
-
-
 @pytest.mark.parametrize(
     ("name", "begin", "hears"),
     [("none", "sys.modules['otel_responses_usage'] = None", False), ("ours", "", True)],
 )
-def test_a_peer_is_measured_in_its_own_environment(name: str, begin: str, hears: bool) -> None:
-    """The process of a peer needs nothing of ours, measures whenever it is asked, and counts the spans."""
+def test_a_peer_is_measured_in_its_own_environment(
+    name: str,
+    begin: str,
+    hears: bool,
+    instructions: Any,  # noqa: ARG001
+) -> None:
+    """The process of a peer needs nothing of ours, measures all columns when asked, and counts the spans."""
+    from benchmarks import peers
+
     script = f"import runpy, sys\n{begin}\nrunpy.run_module('benchmarks.peer', run_name='__main__')"
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-c", script, name],
@@ -99,7 +103,7 @@ def test_a_peer_is_measured_in_its_own_environment(name: str, begin: str, hears:
     )
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [sorted(answer["costs"]) for answer in answers] == [sorted(_MEASURES)] * 2
+    assert [sorted(answer["costs"]) for answer in answers] == [sorted(peers._MEASURES)] * 2
     assert all(cost > 0 for answer in answers for cost in answer["costs"].values())
     assert (answers[-1]["spans"] > answers[0]["spans"] > 0) is hears
 

@@ -267,6 +267,21 @@ def no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     _tail._places.acquire()
 
 
+def close_at_once(runtime: Runtime, server: ScriptedServer, call: Callable[[Any], Any]) -> None:
+    """Close a stream half-way: the server sees its client leave while that is still open."""
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        stream = await settle(call(client))
+        await take(stream)
+        await settle(stream.close())
+        await until(runtime, lambda: server.exchanges[0].client_left_at)
+        await settle(client.close())
+
+    runtime.drive(main)
+    assert server.exchanges[0].client_left_at is not None
+
+
 @pytest.mark.parametrize(
     ("runtime", "settings", "asked", "prepare"),
     [
@@ -301,17 +316,7 @@ def test_what_is_not_read_on_is_closed_at_once(
         prepare(monkeypatch)
     observed = instrument(**settings)
     server = serve(ResponsesAPI(lambda _: HALF))
-
-    async def main() -> None:
-        client = client_of(runtime, server)
-        stream = await settle(client.responses.create(**ASKED, **asked))
-        await take(stream)
-        await settle(stream.close())
-        await until(runtime, lambda: server.exchanges[0].client_left_at)
-        await settle(client.close())
-
-    runtime.drive(main)
-    assert server.exchanges[0].client_left_at is not None
+    close_at_once(runtime, server, lambda client: client.responses.create(**ASKED, **asked))
     assert told(observed.span()) == looked_up("closed")
     assert [request.method for request in server.requests] == ["POST", "GET"]
 
@@ -322,17 +327,7 @@ def test_a_fetch_is_not_read_on(runtime: Runtime, instrument: Instrument, serve:
     """A resumed stream has no usage of its own: when it is closed the server sees its client leave."""
     observed = instrument(tail_timeout=60)
     server = serve(lambda _: Reply.sse(ANSWER.events()[:6], end=Hold()))
-
-    async def main() -> None:
-        client = client_of(runtime, server)
-        stream = await settle(client.responses.retrieve(ANSWER.id, stream=True))
-        await take(stream)
-        await settle(stream.close())
-        await until(runtime, lambda: server.exchanges[0].client_left_at)
-        await settle(client.close())
-
-    runtime.drive(main)
-    assert server.exchanges[0].client_left_at is not None
+    close_at_once(runtime, server, lambda client: client.responses.retrieve(ANSWER.id, stream=True))
     assert told(observed.span()) == {"outcome": "closed", "events": 6}
 
 

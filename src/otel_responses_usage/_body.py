@@ -57,7 +57,7 @@ class DocumentReader:
         self._size += len(piece)
         # One that comes whole is in memory anyway.
         if self._pieces and self._size > _LARGEST_DOCUMENT:
-            self._pieces = [b"".join(self._pieces)[:_LONGEST_LEAD]]
+            self._pieces = [self._beginning()]
             self._is_too_large = True
         else:
             self._pieces.append(piece)
@@ -80,13 +80,17 @@ class DocumentReader:
         self._state.on_beginning(self._leading_id(), is_whole=False)
 
     def _leading_id(self) -> str | None:
+        lead = re.match(_LEADING_ID, self._beginning())  # compiled if there is ever need
+        self._pieces.clear()
+        return lead[1].decode("utf-8", "replace") if lead else None
+
+    def _beginning(self) -> bytes:
         beginning = b""
         for piece in self._pieces:
-            if len(beginning) < _LONGEST_LEAD:
-                beginning += piece[:_LONGEST_LEAD]
-        self._pieces.clear()
-        lead = re.match(_LEADING_ID, beginning)  # compiled if there is ever need
-        return lead[1].decode("utf-8", "replace") if lead else None
+            beginning += piece[:_LONGEST_LEAD]
+            if len(beginning) >= _LONGEST_LEAD:
+                break
+        return beginning
 
 
 def body_reader(beginning: bytes, state: AnswerState) -> BodyReader:

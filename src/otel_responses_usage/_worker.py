@@ -489,7 +489,7 @@ class Worker:
         """Let by a thread of the application that waits for the interpreter.
 
         Another thread gets it after 5 ms, or when its holder waits for something; and the worker, which has
-        a millisecond's work to do for each look-up, may go from one to the next without ever waiting. While
+        two milliseconds' work to do for each look-up, may go from one to the next without ever waiting. While
         many calls end at once the application has its hands full, and the look-ups can wait.
         """
         rest_s = _WAY_S

@@ -32,20 +32,48 @@ from .._usage import MissingReason
 from ._retrieve import Target, make_target
 from ._tap import tap
 
+Wrapped = Callable[..., Any]
 
-class _Calling:
-    """What is being called: no call of ours where one is made inside of another that has no span."""
 
-    __slots__ = ("invocation",)
+class _Making:
+    """The time in which a call is made: what is answered meanwhile, in this context, is its answer.
+
+    A callable of the application's may make others inside of it, also such as have no span.
+    """
+
+    __slots__ = ("_before", "_token", "invocation")
 
     def __init__(self, invocation: Invocation | None) -> None:
         self.invocation = invocation
 
+    def __enter__(self) -> None:
+        self._before = _making.get()
+        _making.set(self)
+        self._token = None
+        if self.invocation is not None:
+            self._token = context.attach(trace.set_span_in_context(self.invocation.span))
 
-_NO_CALL: Final = _Calling(None)
-_calling: Final[ContextVar[_Calling]] = ContextVar("otel_responses_usage.calling", default=_NO_CALL)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # A coroutine that nobody has finished is closed by the collector: in any context, in mid-call of
+        # another, and while somebody holds a lock that ending a span takes.
+        if _making.get() is self:
+            _making.set(self._before)
+            if self._token is not None:
+                context.detach(self._token)
+        if self.invocation is None:
+            return
+        if isinstance(error, GeneratorExit):
+            self.invocation.on_lost()
+        elif error is not None:
+            self.invocation.on_raise(error)
+        else:
+            self.invocation.on_return()
 
-Wrapped = Callable[..., Any]
+
+_NO_CALL: Final = _Making(None)
+_making: Final[ContextVar[_Making]] = ContextVar("otel_responses_usage.making", default=_NO_CALL)
 
 
 class HttpSurface:
@@ -60,7 +88,7 @@ class HttpSurface:
 
     def request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
         """Make a call under its span."""
-        making = self._making(client, args, kwargs)
+        making = self._begin(client, args, kwargs)
         if making is None:
             return wrapped(*args, **kwargs)
         with making:
@@ -68,7 +96,7 @@ class HttpSurface:
 
     async def async_request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
         """Make a call under its span."""
-        making = self._making(client, args, kwargs)
+        making = self._begin(client, args, kwargs)
         if making is None:
             return await wrapped(*args, **kwargs)
         with making:
@@ -76,7 +104,7 @@ class HttpSurface:
 
     def process_response(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
         """Look at the answer, before anything is made of it. Serves both clients: it awaits nothing."""
-        invocation = _calling.get().invocation
+        invocation = _making.get().invocation
         try:
             if invocation is not None:
                 _watch(invocation, client, kwargs["response"])
@@ -100,7 +128,7 @@ class HttpSurface:
             if isinstance(document, dict):
                 self._ledger.observe(server, Response.from_json(document))
 
-    def _making(self, client: Any, args: Any, kwargs: Any) -> _Making | None:
+    def _begin(self, client: Any, args: Any, kwargs: Any) -> _Making | None:
         """Return what a call is to be made in; `None` if it is none of ours nor inside of one."""
         invocation = None
         try:
@@ -111,46 +139,7 @@ class HttpSurface:
                 invocation = None if request is None else self._ledger.open(request)
         except Exception:
             _fault.report("opening a call")
-        return None if invocation is None and _calling.get() is _NO_CALL else _Making(invocation)
-
-
-class _Making:
-    """The time in which a call is made: what is answered meanwhile, in this context, is its answer.
-
-    A callable of the application's may make others inside of it, also such as have no span.
-    """
-
-    __slots__ = ("_before", "_calling", "_token")
-
-    def __init__(self, invocation: Invocation | None) -> None:
-        self._calling = _Calling(invocation)
-
-    def __enter__(self) -> None:
-        invocation = self._calling.invocation
-        self._before = _calling.get()
-        _calling.set(self._calling)
-        self._token = None
-        if invocation is not None:
-            self._token = context.attach(trace.set_span_in_context(invocation.span))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        invocation = self._calling.invocation
-        # A coroutine that nobody has finished is closed by the collector: in any context, in mid-call of
-        # another, and while somebody holds a lock that ending a span takes.
-        if _calling.get() is self._calling:
-            _calling.set(self._before)
-            if self._token is not None:
-                context.detach(self._token)
-        if invocation is None:
-            return
-        if isinstance(error, GeneratorExit):
-            invocation.on_lost()
-        elif error is not None:
-            invocation.on_raise(error)
-        else:
-            invocation.on_return()
+        return None if invocation is None and _making.get() is _NO_CALL else _Making(invocation)
 
 
 class _Origin:
