@@ -16,7 +16,7 @@ NAME = "otel_responses_usage"
 FLOORS = (
     {"_semconv", "_config", "_usage", "_response", "_outcome", "_request", "_fault"},
     {"_sse", "_state", "_body", "_retrieval", "_circuit"},
-    {"_telemetry", "_worker", "_recovery"},
+    {"_telemetry", "_loop", "_worker", "_recovery"},
     {"_invocation", "_ledger"},
     {"_surfaces"},
     {"_instrumentor", "__init__"},
@@ -31,6 +31,7 @@ NEIGHBOURS = {
     ("_circuit", "_retrieval"),
     ("_body", "_state"),
     ("_recovery", "_worker"),
+    ("_worker", "_loop"),
     ("_ledger", "_invocation"),
     ("__init__", "_instrumentor"),
 }

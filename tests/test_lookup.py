@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import time
 import weakref
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from calls import CUT, HTTP, since
 from conftest import Instrument, Serve
 from embedded.answer import Answer, usage
-from embedded.http_server import Cut, Hold, Pause, Reply, ScriptedServer, SeenRequest
+from embedded.http_server import Cut, Hold, Pause, Reply, ScriptedServer, SeenRequest, Send
 from embedded.responses_api import Plan, ResponsesAPI, error
 from observed import Observed, eventually, token_attributes, usage_attributes
 
@@ -91,12 +92,30 @@ def test_a_response_that_is_stored_a_moment_later_is_found(serve: Serve, instrum
         (error(501, "no"), "unsupported", 1),
         (error(404, "no"), "not_found", 4),
         (Reply(302, {"location": "http://127.0.0.2:9/"}), "unsupported", 1),
+        (Reply(302, {"location": "http://[::"}), "unsupported", 1),
         (Reply(200, {"content-type": "text/html"}, ()), "unsupported", 1),
+        (Reply(200, {"content-encoding": "gzip"}, (Send(b"not gzip"),)), "transport_error", 4),
+        (Reply(200, {"content-encoding": "gzip"}, (Send(gzip.compress(bytes(65 << 20))),)), "unsupported", 1),
         (Reply.json({"id": "resp_other", "status": "completed", "usage": ANSWER.usage}), "unsupported", 1),
         (Reply(200, before=(Cut(),)), "transport_error", 4),
         (Reply(200, before=(Cut("rst"),)), "transport_error", 4),
     ],
-    ids=["401", "403", "400", "405", "501", "404", "elsewhere", "no json", "another id", "fin", "rst"],
+    ids=[
+        "401",
+        "403",
+        "400",
+        "405",
+        "501",
+        "404",
+        "elsewhere",
+        "nowhere",
+        "no json",
+        "no gzip",
+        "bomb",
+        "another id",
+        "fin",
+        "rst",
+    ],
 )
 def test_a_server_that_has_no_answer_is_left_alone(
     reply: Reply, reason: str, requests: int, serve: Serve, instrument: Instrument
@@ -249,6 +268,23 @@ def test_a_redirect_within_the_origin_is_followed(serve: Serve, instrument: Inst
         observed.span()
     assert outcome_of(observed)["usage.source"] == "retrieval"
     assert [get.headers["authorization"] for get in gets(server)] == [f"Bearer {KEY}"] * 2
+
+
+def test_a_compressed_answer_is_read(serve: Serve, instrument: Instrument) -> None:
+    """A server may compress what it answers."""
+    api = ResponsesAPI(lambda _: cut())
+
+    def compressed(request: SeenRequest) -> Any:
+        reply = api(request)
+        if request.method != "GET":
+            return reply
+        (document,) = reply.steps
+        return Reply(200, {"content-encoding": "gzip"}, (Send(gzip.compress(document.data)),))
+
+    observed = instrument()
+    with client_of(serve(compressed)) as client:
+        read_cut(client)
+        assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
 
 
 def test_credentials_go_to_no_other_origin(serve: Serve, instrument: Instrument) -> None:

@@ -67,7 +67,7 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         )
         recovery = Recovery(
             config,
-            lambda give_way: HttpRetriever(config.max_concurrency, give_way),
+            lambda: HttpRetriever(config.max_concurrency),
             lambda place, change: telemetry.count_circuit(place.address, place.port, change),
         )
         _fault.count_with(telemetry.count_fault)

@@ -33,7 +33,7 @@ class Recovery:
     def __init__(
         self,
         config: Config,
-        make_retriever: Callable[[Callable[[], None]], Retriever],
+        make_retriever: Callable[[], Retriever],
         on_circuit: Callable[[Place, int], None] = lambda *_: None,
     ) -> None:
         self._config = config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 import time
 from collections import deque
@@ -15,6 +14,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from . import _fault
 from ._circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
+from ._loop import Loop, Pace, let_by
 from ._request import Server
 from ._retrieval import Answer, Attempt, DeadlinePassed, RetrievalPolicy, Retrieved, Trouble, retrieval_flow
 from ._usage import MissingReason, UsageSource
@@ -23,16 +23,9 @@ THREAD_NAME: Final = "otel-responses-usage"
 
 # An idle worker keeps its connections for as long.
 _REST_AFTER_S: Final = 5.0
-# Longer than a system takes to wake the thread that has been let by.
-_WAY_S: Final = 5e-5
-# So many calls to attend to within so long are a burst. While it goes on, the worker rests so many times as
-# long as it has worked, but not for longer than so; where many calls end all the time, only at first.
-_BURST: Final = 8
-_BURST_S: Final = 0.05
-_LONGEST_BURST_S: Final = 3.0
-_BETWEEN_BURSTS_S: Final = 1.0
-_REST_SHARE: Final = 19
-_LONGEST_REST_S: Final = 0.02
+# How long it is before what has come is seen: the call that ends is still at it, and to wake the worker for
+# each would take the application a system call, in which it loses the interpreter to the worker.
+_TICK_S: Final = 0.01
 # What a stopping worker may take for closing its sockets.
 STOP_GRACE_S: Final = 1.0
 
@@ -227,7 +220,7 @@ class Worker:
     def __init__(
         self,
         max_concurrency: int,
-        make_retriever: Callable[[Callable[[], None]], Retriever],
+        make_retriever: Callable[[], Retriever],
         circuits: Circuits,
         run_errand: Callable[[], bool],
         forget: Callable[[Job], None],
@@ -244,13 +237,11 @@ class Worker:
         self._inbox: deque[Job] = deque()
         self._tasks: dict[Job, asyncio.Task[None]] = {}
         self._asking: set[Job] = set()  # those with a request under way
-        self._loop = _Loop()
+        self._pace = Pace()
+        self._loop = Loop(self._pace)
         self._wake = asyncio.Event()
         self._is_woken = False  # or will be in a moment
         self._stopping = False
-        self._called_at = deque([-_BURST_S] * _BURST, _BURST)
-        self._burst_began = self._burst_seen_at = -_LONGEST_BURST_S
-        self._worked_s = 0.0
         self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
 
     def start(self) -> None:
@@ -280,15 +271,14 @@ class Worker:
             self.wake()
 
     def note_call(self) -> None:
-        self._called_at.append(time.monotonic())
+        self._pace.note_call()
 
     def in_burst(self) -> bool:
         """Whether many calls are ending."""
-        return time.monotonic() - self._called_at[0] < _BURST_S
+        return self._pace.in_burst
 
     def wake(self) -> None:
         self.note_call()
-        # Waking the loop takes a system call, in which the caller loses the interpreter to the worker.
         if self._is_woken:
             return
         self._is_woken = True
@@ -367,24 +357,28 @@ class Worker:
 
     async def _serve(self, *, until_idle: bool = False) -> None:
         self._circuits.enter_loop()
-        retriever = self._make_retriever(self._give_way)
+        retriever = self._make_retriever()
+        is_busy = False
         try:
             while not self._stopping:
                 self._is_woken = False  # before the inbox is looked into: what comes later wakes again
                 self._wake.clear()
                 while self._inbox:
+                    is_busy = True
                     self._begin(self._inbox.popleft(), retriever)
                 if self._run_errand():
-                    self._give_way()
-                    await asyncio.sleep(0)
+                    is_busy = True
+                    await let_by()
                     continue
                 if until_idle and not self._tasks:
                     break
-                if self._tasks:
+                if not is_busy:
+                    if not self._tasks and not await self._woken_within(_REST_AFTER_S):
+                        await retriever.aclose()  # it opens its connections again when they are needed
                     await self._wake.wait()
-                elif not await self._woken_within(_REST_AFTER_S):
-                    await retriever.aclose()  # it opens its connections again when they are needed
-                    await self._wake.wait()
+                is_busy = False
+                self._is_woken = True
+                await asyncio.sleep(_TICK_S)
         finally:
             tasks = list(self._tasks.values())
             for task in tasks:
@@ -401,7 +395,8 @@ class Worker:
 
     def _dismiss(self, job: Job) -> None:
         self._tasks.pop(job, None)
-        self._wake.set()
+        if not self._tasks:
+            self._wake.set()
 
     async def _woken_within(self, timeout_s: float) -> bool:
         with contextlib.suppress(asyncio.TimeoutError):
@@ -412,7 +407,7 @@ class Worker:
         result = Retrieved(None, MissingReason.TRANSPORT_ERROR)
         try:
             result = await self._look_up(job, retriever)
-            self._give_way()
+            await let_by()
         except Exception:
             _fault.report("looking a response up")
         finally:
@@ -424,7 +419,7 @@ class Worker:
     async def _look_up(self, job: Job, retriever: Retriever) -> Retrieved:
         """Drive the flow of one job, unless the circuit of its place is open."""
         aim = job.asker.on_begin(job)
-        self._give_way()
+        await let_by()
         if isinstance(aim, MissingReason):
             return Retrieved(None, aim)
         trial = _Trial()
@@ -485,24 +480,6 @@ class Worker:
         finally:
             at_deadline.cancel()
 
-    def _give_way(self) -> None:
-        """Let by a thread of the application that waits for the interpreter.
-
-        Another thread gets it after 5 ms, or when its holder waits for something; and the worker, which has
-        two milliseconds' work to do for each look-up, may go from one to the next without ever waiting. While
-        many calls end at once the application has its hands full, and the look-ups can wait.
-        """
-        rest_s = _WAY_S
-        if self.in_burst():
-            now = time.monotonic()
-            if now - self._burst_seen_at > _BETWEEN_BURSTS_S:
-                self._burst_began = now
-            self._burst_seen_at = now
-            if now - self._burst_began < _LONGEST_BURST_S:
-                rest_s = max(_WAY_S, _REST_SHARE * (time.thread_time() - self._worked_s))
-        time.sleep(min(rest_s, _LONGEST_REST_S))
-        self._worked_s = time.thread_time()
-
 
 class _Trial:
     """Whether one look-up may ask: it may for good once it has seen its response."""
@@ -538,18 +515,3 @@ async def _ask(retriever: Retriever, target: Target, timeout_s: float) -> Answer
 def _result(end: StopIteration) -> Retrieved:
     result: Retrieved = end.value
     return result
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that resolves names also while the interpreter exits, when no thread can be started."""
-
-    def close(self) -> None:
-        # One that could not be made, for want of a file descriptor, is closed by the collector all the same.
-        with contextlib.suppress(AttributeError):
-            super().close()
-
-    async def getaddrinfo(self, host: Any, port: Any, **kwargs: Any) -> Any:
-        try:
-            return await super().getaddrinfo(host, port, **kwargs)
-        except RuntimeError:
-            return socket.getaddrinfo(host, port, **kwargs)

@@ -16,12 +16,13 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from opentelemetry import propagate
 
+from .._loop import let_by
 from .._response import Response
 from .._retrieval import Answer, Trouble
 from .._usage import MissingReason
@@ -29,19 +30,20 @@ from .._usage import MissingReason
 # Headers that belong to the request that made the response, not to the application's settings.
 _OF_THE_REQUEST: Final = frozenset(
     {
-        "accept",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "expect",
-        "idempotency-key",
-        "transfer-encoding",
-        "x-stainless-raw-response",
-        "x-stainless-read-timeout",
-        "x-stainless-retry-count",
+        b"accept",
+        b"connection",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"expect",
+        b"idempotency-key",
+        b"transfer-encoding",
+        b"x-stainless-raw-response",
+        b"x-stainless-read-timeout",
+        b"x-stainless-retry-count",
     }
 )
+_TIMEOUTS: Final = ("connect", "read", "write", "pool")
 _CREDENTIALS: Final = ("authorization", "api-key")
 _SIGNATURE: Final = "AWS4-"
 _MOST_LINES: Final = 4
@@ -82,12 +84,19 @@ class Target(NamedTuple):
     """
 
     route: Route
-    url: str
+    origin: _Origin
+    path: bytes
     headers: tuple[tuple[bytes, bytes], ...]
     tenant: int
 
     def __repr__(self) -> str:
         return "<Target>"  # the headers hold credentials
+
+
+class _Origin(NamedTuple):
+    scheme: bytes
+    host: bytes
+    port: int | None
 
 
 def make_target(transport: Any, request: Any, response_id: str) -> Target | MissingReason:
@@ -104,58 +113,63 @@ def make_target(transport: Any, request: Any, response_id: str) -> Target | Miss
         return MissingReason.TRANSPORT_ERROR
     if request.headers.get("authorization", "").startswith(_SIGNATURE):
         return MissingReason.UNAUTHORIZED  # it signs that one request
-    path, separator, query = request.url.raw_path.decode("ascii").partition("?")
-    path = f"{path.rstrip('/')}/{quote(response_id, safe='')}"
-    url = request.url.copy_with(raw_path=f"{path}{separator}{query}".encode("ascii"), fragment=None)
-    dropped = _OF_THE_REQUEST | {name.lower() for name in propagate.get_global_textmap().fields}
-    headers = [
-        (name, value)
-        for name, value in request.headers.raw
-        if name.lower().decode("ascii", "replace") not in dropped
-    ]
+    path, mark, query = request.url.raw_path.partition(b"?")
+    path = b"%b/%b%b%b" % (path.rstrip(b"/"), quote(response_id, safe="").encode("ascii"), mark, query)
+    dropped = _OF_THE_REQUEST | {name.lower().encode() for name in propagate.get_global_textmap().fields}
+    headers = [(name, value) for name, value in request.headers.raw if name.lower() not in dropped]
     headers.append((b"accept", b"application/json"))
     tenant = hash(tuple(request.headers.get(name) for name in _CREDENTIALS))
-    return Target(route, str(url), tuple(headers), tenant)
+    return Target(route, _origin(request.url), path, tuple(headers), tenant)
 
 
 class HttpRetriever:
     """Makes the requests of the look-ups, on the event loop that uses it.
 
-    It speaks to the HTTP library's transport and not to its client, whose log lines would appear among
-    the application's own.
+    It speaks to the connection pool below the HTTP library: its client's log lines would appear among the
+    application's own, and to parse each URL and to dress each answer up takes a quarter of a look-up.
     """
 
-    def __init__(self, max_connections: int, give_way: Callable[[], None]) -> None:
+    def __init__(self, max_connections: int) -> None:
         self._max_connections = max_connections
-        self._give_way = give_way
         self._lines: dict[Route, _Line] = {}
 
     async def get(self, target: Target, timeout_s: float) -> Answer:
         """Ask once. What a server or a network can do wrong is part of the answer."""
-        library = sys.modules[target.route.library]
         line = self._line(target.route)
+        library, core = sys.modules[target.route.library], sys.modules[_core_of(target.route.library)]
+        path = target.path
+        extensions = {"timeout": dict.fromkeys(_TIMEOUTS, timeout_s)}
         line.users += 1
-        url = library.URL(target.url)
-        extensions = {"timeout": library.Timeout(timeout_s).as_dict()}
         try:
             for _ in range(_MOST_REDIRECTS):
-                request = library.Request("GET", url, headers=list(target.headers), extensions=extensions)
-                self._give_way()
-                response = await line.transport.handle_async_request(request)
-                self._give_way()
+                url = core.URL(**target.origin._asdict(), target=path)
+                request = core.Request("GET", url, headers=target.headers, extensions=extensions)
+                await let_by()
+                received = await line.pool.handle_async_request(request)
+                body = received.stream
                 try:
-                    content = await _read(response)
+                    await let_by()
+                    response = library.Response(received.status, headers=received.headers, content=body)
+                    if "content-encoding" in response.headers:
+                        body = response.aiter_bytes()
+                    content = await _read(body)
+                    await let_by()
                 finally:
-                    await response.aclose()
-                if not response.has_redirect_location:
+                    await received.aclose()
+                again = _redirected(library, target.origin, path, response)
+                if again is None:
                     break
-                again = url.join(response.headers["location"])
-                if _origin(again) != _origin(url):
-                    break  # credentials go to the origin they were made for and to no other
-                url = again
-        except library.TimeoutException:
+                path = again
+        except core.TimeoutException:
             return Answer(trouble=Trouble.TIMEOUT)
-        except (library.HTTPError, library.InvalidURL, OSError):
+        except (
+            core.NetworkError,
+            core.ProtocolError,
+            core.ProxyError,
+            core.UnsupportedProtocol,
+            library.DecodingError,
+            OSError,
+        ):
             return Answer(trouble=Trouble.TRANSPORT)
         finally:
             line.users -= 1
@@ -170,10 +184,10 @@ class HttpRetriever:
         """Close every connection."""
         lines, self._lines = self._lines, {}
         for line in lines.values():
-            await line.transport.aclose()
+            await line.pool.aclose()
 
     def _line(self, route: Route) -> _Line:
-        line = self._lines.pop(route, None) or _Line(_make_transport(route, self._max_connections))
+        line = self._lines.pop(route, None) or _Line(_make_pool(route, self._max_connections))
         self._lines[route] = line  # last used, last in the order
         return line
 
@@ -181,25 +195,25 @@ class HttpRetriever:
         # Each client of an application's has TLS settings of its own, and some make one for every call.
         idle = [route for route, line in self._lines.items() if line.users == 0]
         for route in idle[: max(0, len(self._lines) - _MOST_LINES)]:
-            await self._lines.pop(route).transport.aclose()
+            await self._lines.pop(route).pool.aclose()
 
 
 class _Line:
     """The connections of one route, and how many requests use them right now."""
 
-    def __init__(self, transport: Any) -> None:
-        self.transport = transport
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
         self.users = 0
 
 
-def _make_transport(route: Route, max_connections: int) -> Any:
+def _make_pool(route: Route, max_connections: int) -> Any:
     library = sys.modules[route.library]
     _import_what_it_needs(route.library)
     proxy = None
     if route.proxy is not None:
         url, headers, ssl_context = route.proxy
         proxy = library.Proxy(url, headers=list(headers), ssl_context=ssl_context)
-    return library.AsyncHTTPTransport(
+    transport = library.AsyncHTTPTransport(
         verify=route.ssl_context if route.ssl_context is not None else True,
         proxy=proxy,
         uds=route.uds,
@@ -208,6 +222,7 @@ def _make_transport(route: Route, max_connections: int) -> Any:
         http2=route.http2,
         limits=library.Limits(max_connections=max_connections, keepalive_expiry=5.0),
     )
+    return transport._pool  # noqa: SLF001  # as everywhere here: of the application's transport, too
 
 
 def _import_what_it_needs(library: str) -> None:
@@ -219,7 +234,7 @@ def _import_what_it_needs(library: str) -> None:
         for module in (
             "anyio._backends._asyncio",
             "encodings.idna",
-            f"{library.replace('httpx', 'httpcore')}._backends.anyio",
+            f"{_core_of(library)}._backends.anyio",
         ):
             with contextlib.suppress(ImportError):
                 importlib.import_module(module)
@@ -312,14 +327,31 @@ def _is_aiohttp(transport: Any) -> bool:
     return any(cls.__name__ == "AiohttpTransport" for cls in type(transport).__mro__)
 
 
-def _origin(url: Any) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port
+def _core_of(library: str) -> str:
+    return library.replace("httpx", "httpcore")
 
 
-async def _read(response: Any) -> bytes:
+def _origin(url: Any) -> _Origin:
+    return _Origin(url.raw_scheme, url.raw_host, url.port)
+
+
+def _redirected(library: Any, origin: _Origin, path: bytes, response: Any) -> bytes | None:
+    """Return where the server sends us; to no other, since credentials are for the origin they went to."""
+    if not response.has_redirect_location:
+        return None
+    scheme, host, port = origin
+    url = library.URL(scheme=scheme.decode(), host=host.decode(), port=port, raw_path=path)
+    try:
+        again = url.join(response.headers["location"])
+    except library.InvalidURL:
+        return None
+    return again.raw_path if _origin(again) == _origin(url) else None
+
+
+async def _read(body: AsyncIterable[bytes]) -> bytes:
     pieces: list[bytes] = []
     size = 0
-    async for piece in response.aiter_bytes():
+    async for piece in body:
         size += len(piece)
         if size > _LARGEST_BODY:
             return b""
