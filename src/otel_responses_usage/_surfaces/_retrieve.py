@@ -126,7 +126,7 @@ class HttpRetriever:
     """Makes the requests of the look-ups, on the event loop that uses it.
 
     It speaks to the connection pool below the HTTP library: its client's log lines would appear among the
-    application's own, and to parse each URL and to dress each answer up takes a quarter of a look-up.
+    application's own, and to parse each URL and to dress each answer up takes a fifth of a look-up.
     """
 
     def __init__(self, max_connections: int) -> None:
