@@ -38,6 +38,10 @@ class Pace:
         self._burst_began = self._burst_seen_at = -_LONGEST_BURST_S
         self._rested_at_s = 0.0  # of the thread's processor time
 
+    def begin(self) -> None:
+        """Begin in the thread that calls: each has a processor time of its own."""
+        self._rested_at_s = time.thread_time()
+
     def note_call(self) -> None:
         """Note that a call ends. May be called by any thread."""
         self._called_at.append(time.monotonic())
@@ -62,7 +66,7 @@ class Pace:
             share = _REST_SHARE if is_new else _STEADY_REST_SHARE
             rest_s = min(share * worked_s, _LONGEST_REST_S)
         time.sleep(rest_s)
-        self._rested_at_s = time.thread_time()
+        self.begin()
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -74,6 +78,11 @@ class Loop(asyncio.SelectorEventLoop):
     def __init__(self, pace: Pace) -> None:
         super().__init__()
         self._pace = pace
+
+    def run_forever(self) -> None:
+        """Run in the thread that calls; where there was none to be had, that was another one before."""
+        self._pace.begin()
+        super().run_forever()
 
     def call_soon(
         self, callback: Callable[..., object], *args: object, context: Context | None = None

@@ -367,7 +367,7 @@ class Worker:
                     is_busy = True
                     self._begin(self._inbox.popleft(), retriever)
                 if self._run_errand():
-                    is_busy = True
+                    is_busy = self._is_woken = True  # it comes round by itself
                     await let_by()
                     continue
                 if until_idle and not self._tasks:
