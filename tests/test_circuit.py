@@ -18,12 +18,13 @@ from embedded.answer import Answer, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Wait
 from embedded.responses_api import Plan, ResponsesAPI, error
 from observed import Observed
-from otel_responses_usage import ResponsesUsageInstrumentor, _worker
+from otel_responses_usage import ResponsesUsageInstrumentor, _lookup
 from otel_responses_usage._circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
+from otel_responses_usage._job import Place, Retrieved
+from otel_responses_usage._lookup import Circuits
 from otel_responses_usage._response import Response
-from otel_responses_usage._retrieval import RetrievalPolicy, Retrieved
+from otel_responses_usage._retrieval import RetrievalPolicy
 from otel_responses_usage._usage import MissingReason, Usage
-from otel_responses_usage._worker import Circuits, Place
 
 ALIVE, NOT_FOUND, FUTILE, NOTHING = Verdict.ALIVE, Verdict.NOT_FOUND, Verdict.FUTILE, Verdict.NOTHING
 
@@ -208,8 +209,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             return super().learn(verdict, clock.now, is_trial=is_trial)
 
     retrieval = RetrievalPolicy(first_wait_s=0.01, longest_wait_s=0.2)
-    monkeypatch.setattr(_worker, "Circuit", Timed)
-    monkeypatch.setattr(_worker, "RetrievalPolicy", lambda: retrieval)
+    monkeypatch.setattr(_lookup, "Circuit", Timed)
+    monkeypatch.setattr(_lookup, "RetrievalPolicy", lambda: retrieval)
     return clock
 
 
@@ -533,7 +534,6 @@ def test_a_place_that_was_forgotten_gets_its_turns_anew() -> None:
 
     async def main() -> None:
         circuits = Circuits(lambda *_: None)
-        circuits.enter_loop()
         for _ in range(12):
             assert await circuits.enter(at("seldom"), 1.0) is not None
             circuits.learn(at("seldom"), Verdict.NOT_FOUND, is_trial=False)
@@ -548,7 +548,6 @@ def test_who_waits_at_a_place_that_is_forgotten_gets_a_turn() -> None:
 
     async def main() -> None:
         circuits = Circuits(lambda *_: None)
-        circuits.enter_loop()
         turns = [await circuits.enter(at("slow"), 1.0) for _ in range(5)]
         waiting = [asyncio.create_task(circuits.enter(at("slow"), 0.2)) for _ in range(6)]
         await asyncio.sleep(0.01)
@@ -566,7 +565,6 @@ def test_a_turn_that_comes_too_late_is_the_next_one_s() -> None:
 
     async def main() -> None:
         circuits = Circuits(lambda *_: None)
-        circuits.enter_loop()
         for steps in range(4):
             late = asyncio.create_task(circuits.enter(at("here"), 1.0))
             for _ in range(steps):

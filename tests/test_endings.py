@@ -36,7 +36,8 @@ from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, 
 from embedded.responses_api import Plan, ResponsesAPI, error
 from observed import PATIENCE_S, Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import ResponsesUsageInstrumentor
-from otel_responses_usage._surfaces import HttpRetriever, _http
+from otel_responses_usage._surfaces import _retrieve
+from otel_responses_usage._surfaces._retrieve import HttpRetriever
 from otel_responses_usage._worker import THREAD_NAME
 from test_matrix import ASYNCIO, RUNTIMES, SYNC, TRIO, Runtime
 
@@ -1382,7 +1383,7 @@ def test_a_fault_before_the_look_up_ends_the_span(
     def broken(*_: object) -> None:
         raise BrokenError
 
-    monkeypatch.setattr(_http, "make_target", broken)
+    monkeypatch.setattr(_retrieve, "make_target", broken)
     server = serve(ResponsesAPI(lambda _: CUT))
 
     async def main() -> None:
@@ -1392,6 +1393,23 @@ def test_a_fault_before_the_look_up_ends_the_span(
 
     runtime.drive(main)
     assert "missing" in told(observed.span())
+    assert faults(observed) == 1
+
+
+def test_what_looks_up_may_be_out_of_reach_for_a_while(
+    observed: Observed, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the look-ups cannot be loaded, the call says that nobody could ask; the next one tries again."""
+    server = serve(ResponsesAPI(lambda _: replace(CUT, answer=replace(ANSWER, id=new_id()))))
+    monkeypatch.setitem(sys.modules, "otel_responses_usage._lookup", None)
+    with client_of(SYNC, server) as client:
+        for done in (1, 2):
+            SYNC.drive(lambda: read_all(client))
+            observed.spans(done)
+            monkeypatch.undo()
+    lost, found = sorted(observed.spans(2), key=lambda span: "source" in told(span))
+    assert told(lost)["missing"] == "transport_error"
+    assert told(found)["source"] == "retrieval"
     assert faults(observed) == 1
 
 

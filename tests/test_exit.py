@@ -241,7 +241,7 @@ def run(folder: Path, server: ScriptedServer, body: str, *args: Any, **environ: 
 
 
 class NamedAPI(ResponsesAPI):
-    """Cuts the calls of models that are named so, holds the others open, and takes its time for a GET."""
+    """Cuts calls, or answers them whole, as a model is named; holds others open; takes its time for a GET."""
 
     def __init__(self, before_get: Step) -> None:
         super().__init__(self._plan_of)
@@ -253,8 +253,10 @@ class NamedAPI(ResponsesAPI):
 
     @staticmethod
     def _plan_of(request: SeenRequest) -> Plan:
-        is_cut = request.json["model"].startswith("cut")
-        return Plan(replace(ANSWER, id=new_id()), cut_after=6, end=Cut() if is_cut else Hold())
+        answer, model = replace(ANSWER, id=new_id()), request.json["model"]
+        if model.startswith("whole"):
+            return Plan(answer)
+        return Plan(answer, cut_after=6, end=Cut() if model.startswith("cut") else Hold())
 
 
 EXIT = {"outcome": "exit", "error": "process_exit"}
@@ -317,6 +319,28 @@ def test_the_first_look_up_of_all_may_be_that_of_the_exit(read: str, tmp_path: P
     ran = run(tmp_path, serve(NamedAPI(before_get=Pause(0.3))), body)
     assert (ran.code, ran.complaints) == (0, "")
     assert ran.told() == {"open": EXIT | {"source": "retrieval"}}
+
+
+LOADED = """
+def loaded():
+    names = sorted(name for name in sys.modules if name.startswith("otel_responses_usage."))
+    return [name for name in names if name.endswith(("_circuit", "_lookup", "_retrieval", "_retrieve"))]
+
+
+list(client.responses.create(model="whole", input="x", stream=True))
+print(len(loaded()))
+read_cut("cut")
+trace.get_tracer_provider().shutdown()
+print(len(loaded()))
+"""
+
+
+def test_what_looks_up_is_loaded_by_the_first_look_up(tmp_path: Path, serve: Serve) -> None:
+    """A process whose streams all tell their usage does not load what would look it up."""
+    ran = run(tmp_path, serve(NamedAPI(before_get=Pause(0))), LOADED)
+    assert (ran.output, ran.complaints) == ("0\n4\n", "")
+    assert ran.told()["whole"] == {"outcome": "completed", "source": "stream"}
+    assert ran.told()["cut"] == CUT | {"source": "retrieval"}
 
 
 READ_ON = """

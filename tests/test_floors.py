@@ -14,9 +14,9 @@ PACKAGE = Path(otel_responses_usage.__file__).parent
 NAME = "otel_responses_usage"
 
 FLOORS = (
-    {"_semconv", "_config", "_usage", "_response", "_outcome", "_request", "_fault"},
-    {"_sse", "_state", "_body", "_retrieval", "_circuit"},
-    {"_telemetry", "_loop", "_worker", "_recovery"},
+    {"_semconv", "_config", "_usage", "_response", "_outcome", "_request", "_fault", "_imports"},
+    {"_sse", "_state", "_body", "_job", "_retrieval", "_circuit"},
+    {"_telemetry", "_loop", "_lookup", "_worker", "_recovery"},
     {"_invocation", "_ledger"},
     {"_surfaces"},
     {"_instrumentor", "__init__"},
@@ -28,10 +28,14 @@ NEIGHBOURS = {
     ("_response", "_usage"),
     ("_outcome", "_response"),
     ("_body", "_sse"),
-    ("_circuit", "_retrieval"),
+    ("_retrieval", "_job"),
+    ("_circuit", "_job"),
     ("_body", "_state"),
     ("_recovery", "_worker"),
+    ("_recovery", "_lookup"),
     ("_worker", "_loop"),
+    ("_worker", "_lookup"),
+    ("_lookup", "_loop"),
     ("_ledger", "_invocation"),
     ("__init__", "_instrumentor"),
 }

@@ -84,6 +84,30 @@ def test_a_forked_child_accounts_for_its_own_calls_alone(tmp_path: Path, server:
     assert ran.total("openai_responses.pending") == 0, "what waits in the parent does not wait in the child"
 
 
+FORKS = """
+read_cut("cut")
+for number in range({forks}):
+    child = os.fork()
+    if child == 0:
+        make_clients()
+        read_cut(f"cut in child {{number}}")
+        sys.exit()
+    time.sleep(0.002)
+for _ in range({forks}):
+    os.wait()
+"""
+
+
+def test_forks_wait_for_what_the_first_look_up_imports(tmp_path: Path) -> None:
+    """A child that is forked while the first look-up begins can look up as well as its parent."""
+    with PortServer(NamedAPI(before_get=Pause(0))) as server:
+        ran = run(tmp_path, server, FORKS.format(forks=12))
+    children = {f"cut in child {number}": CUT | KNOWN for number in range(12)}
+    assert ran.complaints == ""
+    assert ran.told() == children | {"cut": CUT | KNOWN}
+    assert_no_port_is_shared(server)
+
+
 WORKER = """
 import multiprocessing
 

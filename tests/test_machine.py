@@ -819,7 +819,7 @@ def server() -> Iterator[Server]:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the GETs of a look-up no time is lost."""
     policy = RetrievalPolicy(first_wait_s=0.01, longest_wait_s=0.05)
-    monkeypatch.setattr("otel_responses_usage._worker.RetrievalPolicy", lambda: policy)
+    monkeypatch.setattr("otel_responses_usage._lookup.RetrievalPolicy", lambda: policy)
 
 
 @pytest.fixture

@@ -24,14 +24,14 @@ from embedded.answer import FAILED, Answer, FunctionCall, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest
 from embedded.responses_api import Plan, ResponsesAPI
 from observed import Observed, eventually, token_attributes, usage_attributes
-from otel_responses_usage import Config, ResponsesUsageInstrumentor, _worker
+from otel_responses_usage import Config, ResponsesUsageInstrumentor, _lookup
+from otel_responses_usage._job import Aim, Job, Place, Retrieved
 from otel_responses_usage._recovery import Recovery
 from otel_responses_usage._request import Server
 from otel_responses_usage._response import Response as ResponseFacts
 from otel_responses_usage._retrieval import Answer as Answered
-from otel_responses_usage._retrieval import RetrievalPolicy, Retrieved
+from otel_responses_usage._retrieval import RetrievalPolicy
 from otel_responses_usage._usage import MissingReason, Usage, UsageSource
-from otel_responses_usage._worker import Aim, Job, Place
 
 COUNTS = usage(7, 21, cached=3, reasoning=11)
 ANSWER = Answer(pieces=("one ", "two ", "three "), usage=COUNTS)
@@ -48,7 +48,7 @@ needs_resume = pytest.mark.skipif(not RESUMES, reason="not in this release of th
 def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look-ups are made in short and even intervals."""
     policy = RetrievalPolicy(first_wait_s=POLL_S, longest_wait_s=POLL_S)
-    monkeypatch.setattr(_worker, "RetrievalPolicy", lambda: policy)
+    monkeypatch.setattr(_lookup, "RetrievalPolicy", lambda: policy)
 
 
 class Backend:

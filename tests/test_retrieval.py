@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_responses_usage import MissingReason, Usage
+from otel_responses_usage._job import Retrieved
 from otel_responses_usage._response import Response
 from otel_responses_usage._retrieval import (
     Answer,
     Attempt,
     DeadlinePassed,
     RetrievalPolicy,
-    Retrieved,
     Trouble,
     Wait,
     retrieval_flow,

@@ -21,7 +21,7 @@ from conftest import Instrument, Serve
 from embedded.http_server import Hold, Reply, ScriptedServer, SeenRequest
 from embedded.responses_api import error
 from observed import Observed
-from otel_responses_usage import _worker
+from otel_responses_usage import _lookup
 from otel_responses_usage._retrieval import RetrievalPolicy
 
 RELEASE = tuple(int(number) for number in openai.__version__.split(".")[:2])
@@ -680,7 +680,7 @@ ROWS = (
 def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look-ups wait as ever, in a tenth of the time."""
     policy = RetrievalPolicy(first_wait_s=0.01, longest_wait_s=0.1)
-    monkeypatch.setattr(_worker, "RetrievalPolicy", lambda: policy)
+    monkeypatch.setattr(_lookup, "RetrievalPolicy", lambda: policy)
 
 
 def client_of(server: ScriptedServer) -> openai.OpenAI:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ._retrieval import Retrieved
+from ._job import Retrieved
 from ._usage import MissingReason
 
 

@@ -15,7 +15,7 @@ from . import _fault, _semconv
 from ._config import Config
 from ._ledger import Ledger
 from ._recovery import Recovery
-from ._surfaces import Applied, HttpRetriever, Patch, patches
+from ._surfaces import Patch, Replacement, make_retriever, replacements
 from ._telemetry import Telemetry
 
 SCOPE: Final = "otel_responses_usage"
@@ -42,8 +42,8 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
     """
 
     _ledger: Ledger | None = None
-    _patches: tuple[Patch, ...] = ()
-    _applied: list[Applied] = []  # noqa: RUF012  # there is one instrumentor
+    _replacements: tuple[Replacement, ...] = ()
+    _patches: list[Patch] = []  # noqa: RUF012  # there is one instrumentor
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Return the supported range of the SDK."""
@@ -67,38 +67,38 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         )
         recovery = Recovery(
             config,
-            lambda: HttpRetriever(config.max_concurrency),
+            lambda: make_retriever(config.max_concurrency),
             lambda place, change: telemetry.count_circuit(place.address, place.port, change),
         )
         _fault.count_with(telemetry.count_fault)
         ledger = self._ledger = Ledger(config, telemetry, recovery)
-        self._patches = patches(ledger, tracer_provider, meter_provider)
-        for module in {patch.module: None for patch in self._patches}:
+        self._replacements = replacements(ledger, tracer_provider, meter_provider)
+        for module in {module: None for module, _, _ in self._replacements}:
             # Importing the SDK takes a second; an application that never does shall not pay for it.
             wrapt.register_post_import_hook(_hook(self, ledger), module)
 
     def _uninstrument(self, **kwargs: Any) -> None:  # noqa: ARG002  # the base class's signature
-        while self._applied:
-            self._applied.pop().remove()
-        self._patches = ()
+        while self._patches:
+            self._patches.pop().remove()
+        self._replacements = ()
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
             ledger.close()
         _fault.count_with(None)
 
-    def _apply(self, module: str) -> None:
-        for patch in self._patches:
-            if patch.module == module:
+    def _patch(self, imported: str) -> None:
+        for module, name, wrapper in self._replacements:
+            if module == imported:
                 try:
-                    self._applied.append(patch.apply())
+                    self._patches.append(Patch(module, name, wrapper))
                 except AttributeError:
-                    _logger.warning("%s.%s is not there and is not instrumented.", patch.module, patch.name)
+                    _logger.warning("%s.%s is not there and is not instrumented.", module, name)
 
 
 def _hook(instrumentor: ResponsesUsageInstrumentor, ledger: Ledger) -> Callable[[Any], None]:
-    def apply(module: Any) -> None:
+    def patch(module: Any) -> None:
         # A hook cannot be taken back: one of an earlier `instrument()` does nothing.
         if instrumentor._ledger is ledger:  # noqa: SLF001
-            instrumentor._apply(module.__name__)  # noqa: SLF001
+            instrumentor._patch(module.__name__)  # noqa: SLF001
 
-    return apply
+    return patch

@@ -9,15 +9,19 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import _fault
 from ._config import Config
+from ._imports import late_import
+from ._job import Job, Place, Retrieved
 from ._request import Server
 from ._response import Response
-from ._retrieval import Retrieved
 from ._usage import MissingReason, UsageSource
-from ._worker import STOP_GRACE_S, Circuits, Job, Place, Retriever, Worker
+from ._worker import STOP_GRACE_S, Worker
+
+if TYPE_CHECKING:
+    from ._lookup import LookUps, Retriever
 
 # Each stands for a call that has ended: some kilobytes.
 _MOST_ERRANDS: Final = 16_384
@@ -48,9 +52,9 @@ class Recovery:
             How many spans it held, and a function that reports its open circuits as closed.
 
         """
-        held, circuits = sum(len(job.held) for job in self._waiting), self._circuits
+        held, worker = sum(len(job.held) for job in self._waiting), self._worker
         self._start_anew()
-        return held, circuits.clear
+        return held, worker.forget_places if worker is not None else lambda: None
 
     def _start_anew(self) -> None:
         # A signal handler of the application's may come back here.
@@ -61,7 +65,6 @@ class Recovery:
         self._by_response: dict[tuple[Server, str], Job] = {}
         self._errands: deque[Callable[[], None]] = deque()
         self._errand_turn = threading.RLock()
-        self._circuits = Circuits(self._on_circuit)
         self._closed = False
 
     def submit(self, job: Job) -> MissingReason | None:
@@ -150,7 +153,7 @@ class Recovery:
             worker = self._worker
         if worker is not None:
             worker.stop(STOP_GRACE_S)
-        self._circuits.clear()
+            worker.forget_places()
 
     def _finish(self, job: Job, result: Retrieved, source: UsageSource) -> None:
         job.finish(result, source)
@@ -195,13 +198,7 @@ class Recovery:
                 worker = self._worker
                 if worker is None or worker.has_ended:
                     try:
-                        worker = Worker(
-                            self._config.max_concurrency,
-                            self._make_retriever,
-                            self._circuits,
-                            self._run_errand,
-                            self._forget,
-                        )
+                        worker = Worker(self._load_look_ups, self._run_errand, self._forget)
                     except OSError:  # no file descriptor is left
                         _fault.report("starting the look-ups")
                         return None
@@ -211,3 +208,9 @@ class Recovery:
                 if self._closed:
                     worker.stop(0.0)
         return worker
+
+    def _load_look_ups(self) -> LookUps:
+        """Import what does look-ups, and make it. Called by the worker."""
+        with late_import:
+            from ._lookup import LookUps
+        return LookUps(self._config.max_concurrency, self._make_retriever(), self._on_circuit)

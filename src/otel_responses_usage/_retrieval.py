@@ -6,8 +6,9 @@ from collections.abc import Generator
 from enum import Enum
 from typing import Final, NamedTuple, TypeAlias
 
+from ._job import Retrieved
 from ._response import Response
-from ._usage import MissingReason, Usage
+from ._usage import MissingReason
 
 
 class Trouble(Enum):
@@ -36,14 +37,6 @@ class Wait(NamedTuple):
     """Do nothing for a while, and send `None`."""
 
     seconds: float
-
-
-class Retrieved(NamedTuple):
-    """What a look-up came to: usage, or the reason why there is none."""
-
-    usage: Usage | None = None
-    reason: MissingReason | None = None
-    response: Response | None = None
 
 
 class DeadlinePassed(Exception):  # noqa: N818  # it is news, not an error

@@ -1,6 +1,20 @@
 """Where other packages are touched: the openai SDK, its HTTP libraries, the OpenTelemetry SDK."""
 
-from ._patches import Applied, Patch, patches
-from ._retrieve import HttpRetriever
+from __future__ import annotations
 
-__all__ = ["Applied", "HttpRetriever", "Patch", "patches"]
+from typing import TYPE_CHECKING
+
+from .._imports import late_import
+from ._patches import Patch, Replacement, replacements
+
+if TYPE_CHECKING:
+    from ._retrieve import HttpRetriever
+
+__all__ = ["Patch", "Replacement", "make_retriever", "replacements"]
+
+
+def make_retriever(max_connections: int) -> HttpRetriever:
+    """Make what asks for responses."""
+    with late_import:
+        from ._retrieve import HttpRetriever
+    return HttpRetriever(max_connections)

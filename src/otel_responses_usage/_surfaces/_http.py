@@ -8,13 +8,14 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from opentelemetry import context, trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from .. import _fault
+from .._imports import late_import
 from .._invocation import Invocation
 from .._ledger import Ledger
 from .._outcome import CLOSED
@@ -29,8 +30,10 @@ from .._request import (
 )
 from .._response import Response
 from .._usage import MissingReason
-from ._retrieve import Target, make_target
 from ._tap import tap
+
+if TYPE_CHECKING:
+    from ._retrieve import Target
 
 Wrapped = Callable[..., Any]
 
@@ -157,6 +160,8 @@ class _Origin:
         self._request = request
 
     def __call__(self, response_id: str) -> Target | MissingReason:
+        with late_import:
+            from ._retrieve import make_target
         return make_target(self._transport, self._request, response_id)
 
 

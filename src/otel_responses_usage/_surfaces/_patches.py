@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias
 
 import wrapt
 
@@ -15,55 +15,47 @@ from ._providers import ProviderSurface
 _PROXIES: Final[Any] = (wrapt.ObjectProxy, wrapt.FunctionWrapper)
 
 
-class Patch(NamedTuple):
-    """One replaced function: the module, its name there, and the wrapper."""
+# A function to replace: the module, its name there, and the wrapper.
+Replacement: TypeAlias = tuple[str, str, Callable[..., Any]]
 
-    module: str
-    name: str
-    wrapper: Callable[..., Any]
 
-    def apply(self) -> Applied:
-        """Replace the function. The module has been imported.
+class Patch:
+    """A wrapper in its place."""
+
+    def __init__(self, module: str, name: str, wrapper: Callable[..., Any]) -> None:
+        """Put it there. The module has been imported.
 
         Raises:
-            AttributeError: It is not there.
+            AttributeError: There is no such function.
 
         """
-        owner, attribute, _ = wrapt.resolve_path(self.module, self.name)
-        return Applied(owner, attribute, wrapt.wrap_function_wrapper(self.module, self.name, self.wrapper))
-
-
-class Applied(NamedTuple):
-    """A patch in place: the class, the attribute, and what stands there now."""
-
-    owner: Any
-    attribute: str
-    proxy: Any
+        self._owner, self._attribute, _ = wrapt.resolve_path(module, name)
+        self._proxy = wrapt.wrap_function_wrapper(module, name, wrapper)
 
     def remove(self) -> None:
         """Take the wrapper out, and leave in place what others have wrapped around it since."""
-        outer = vars(self.owner).get(self.attribute)
-        if outer is self.proxy:
-            setattr(self.owner, self.attribute, self.proxy.__wrapped__)
+        outer = vars(self._owner).get(self._attribute)
+        if outer is self._proxy:
+            setattr(self._owner, self._attribute, self._proxy.__wrapped__)
             return
         while isinstance(outer, _PROXIES):
-            if outer.__wrapped__ is self.proxy:
-                outer.__wrapped__ = self.proxy.__wrapped__
+            if outer.__wrapped__ is self._proxy:
+                outer.__wrapped__ = self._proxy.__wrapped__
                 return
             outer = outer.__wrapped__
         # Below a wrapper of another kind ours stays; without its ledger it does nothing.
 
 
-def patches(ledger: Ledger, tracer_provider: Any, meter_provider: Any) -> tuple[Patch, ...]:
-    """Return the patches that write into this ledger; the providers are those it reports to."""
+def replacements(ledger: Ledger, tracer_provider: Any, meter_provider: Any) -> tuple[Replacement, ...]:
+    """Return what writes into this ledger; the providers are those it reports to."""
     http = HttpSurface(ledger)
     providers = ProviderSurface(ledger, tracer_provider, meter_provider)
     client = "openai._base_client"
     return (
-        Patch(client, "SyncAPIClient.request", http.request),
-        Patch(client, "SyncAPIClient._process_response", http.process_response),
-        Patch(client, "AsyncAPIClient.request", http.async_request),
-        Patch(client, "AsyncAPIClient._process_response", http.process_response),
-        Patch("opentelemetry.sdk.trace", "TracerProvider.shutdown", providers.shutdown),
-        Patch("opentelemetry.sdk.metrics", "MeterProvider.shutdown", providers.shutdown),
+        (client, "SyncAPIClient.request", http.request),
+        (client, "SyncAPIClient._process_response", http.process_response),
+        (client, "AsyncAPIClient.request", http.async_request),
+        (client, "AsyncAPIClient._process_response", http.process_response),
+        ("opentelemetry.sdk.trace", "TracerProvider.shutdown", providers.shutdown),
+        ("opentelemetry.sdk.metrics", "MeterProvider.shutdown", providers.shutdown),
     )

@@ -11,10 +11,8 @@ import contextlib
 import email.utils
 import importlib
 import json
-import os
 import ssl
 import sys
-import threading
 import time
 from collections.abc import AsyncIterable, Mapping
 from typing import Any, Final, NamedTuple
@@ -22,6 +20,7 @@ from urllib.parse import quote
 
 from opentelemetry import propagate
 
+from .._imports import late_import
 from .._loop import let_by
 from .._response import Response
 from .._retrieval import Answer, Trouble
@@ -226,11 +225,8 @@ def _make_pool(route: Route, max_connections: int) -> Any:
 
 
 def _import_what_it_needs(library: str) -> None:
-    """Import what the HTTP library imports at its first request.
-
-    Forks wait for it: a child that inherits a half-done import can never do it, nor can the application.
-    """
-    with _imports.gate:
+    """Import what the HTTP library imports at its first request."""
+    with late_import:
         for module in (
             "anyio._backends._asyncio",
             "encodings.idna",
@@ -238,30 +234,6 @@ def _import_what_it_needs(library: str) -> None:
         ):
             with contextlib.suppress(ImportError):
                 importlib.import_module(module)
-
-
-class _Imports:
-    """Keeps imports of ours and forks of the application's apart, and never holds up a fork for long."""
-
-    _PATIENCE_S: Final = 1.0
-
-    def __init__(self) -> None:
-        self.gate = threading.Lock()
-        self._is_held = False
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._after_fork
-            )
-
-    def _before_fork(self) -> None:
-        self._is_held = self.gate.acquire(timeout=self._PATIENCE_S)
-
-    def _after_fork(self) -> None:
-        if self._is_held:
-            self.gate.release()
-
-
-_imports: Final = _Imports()
 
 
 def _route(transport: Any, url: Any) -> Route | None:
