@@ -17,7 +17,7 @@ from conftest import Instrument, Serve
 from embedded.answer import Answer, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Wait
 from embedded.responses_api import Plan, ResponsesAPI, error
-from observed import Observed
+from observed import Observed, eventually
 from otel_responses_usage import ResponsesUsageInstrumentor, _lookup
 from otel_responses_usage._circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
 from otel_responses_usage._job import Place, Retrieved
@@ -363,6 +363,23 @@ def test_a_server_that_comes_back_is_used_again(serve: Serve, watched: Observed,
     assert gets(server) == 5 * 4 + 4
     assert open_circuits(watched) == {}
     assert watched.tokens() == {"input": (4, 28), "output": (4, 84)}
+
+
+def test_a_circuit_ends_with_the_worker_that_opened_it(serve: Serve, watched: Observed) -> None:
+    """Where the worker dies, its circuits are not counted as open for ever; the next one learns by itself."""
+    ledger: Any = ResponsesUsageInstrumentor()._ledger
+
+    def die() -> None:
+        raise SystemExit
+
+    server = serve(ResponsesAPI(Luck().plan))
+    with closing(Caller(watched, server)) as caller:
+        assert caller.results(5) == ["not_found"] * 5
+        assert open_circuits(watched) == {port_of(server): 1}
+        ledger._recovery._worker._call(die)
+        eventually(lambda: open_circuits(watched) == {}, "no circuit is open")
+        assert caller.results(1) == ["not_found"]
+    assert gets(server) == (5 + 1) * 4
 
 
 def test_a_trial_in_vain_costs_one_look_up_for_a_longer_pause(

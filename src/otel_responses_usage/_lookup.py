@@ -168,11 +168,11 @@ class Circuits:
             self._probations.pop(place).over.set()
 
     def clear(self) -> None:
-        """Forget every place."""
-        for place, circuit in self._circuits.items():
+        """Forget every place. Two threads may do so at once, where one has waited for the other in vain."""
+        circuits, self._circuits = self._circuits, {}
+        for place, circuit in circuits.items():
             if circuit.is_open:
                 self._on_change(place, Change.CLOSED.value)
-        self._circuits.clear()
 
 
 class _Probation:

@@ -145,6 +145,7 @@ class Worker:
                 self._give_up()
                 while self._run_errand():
                     pass
+                self.forget_places()
 
     def _give_up(self) -> None:
         """Settle what nobody will look up. Also called by who was too late to see that the worker ended."""
