@@ -908,7 +908,7 @@ def test_a_fault_of_ours_is_a_log_line(
     observed: Observed, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If reading the events breaks, the application reads on, and the usage is looked up."""
-    from otel_responses_usage import _state
+    from otel_responses_usage._answer import state as _state
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError

@@ -18,13 +18,14 @@ from embedded.answer import Answer, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Wait
 from embedded.responses_api import Plan, ResponsesAPI, error
 from observed import Observed, eventually
-from otel_responses_usage import ResponsesUsageInstrumentor, _lookup
-from otel_responses_usage._circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
-from otel_responses_usage._job import Place, Retrieved
-from otel_responses_usage._lookup import Circuits
-from otel_responses_usage._response import Response
-from otel_responses_usage._retrieval import RetrievalPolicy
-from otel_responses_usage._usage import MissingReason, Usage
+from otel_responses_usage import ResponsesUsageInstrumentor
+from otel_responses_usage._facts.response import Response
+from otel_responses_usage._facts.usage import MissingReason, Usage
+from otel_responses_usage._lookup import lookups as _lookup
+from otel_responses_usage._lookup.circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
+from otel_responses_usage._lookup.job import Place, Retrieved
+from otel_responses_usage._lookup.lookups import Circuits
+from otel_responses_usage._lookup.retrieval import RetrievalPolicy
 
 ALIVE, NOT_FOUND, FUTILE, NOTHING = Verdict.ALIVE, Verdict.NOT_FOUND, Verdict.FUTILE, Verdict.NOTHING
 

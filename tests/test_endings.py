@@ -36,9 +36,9 @@ from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, 
 from embedded.responses_api import Plan, ResponsesAPI, error
 from observed import PATIENCE_S, Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import ResponsesUsageInstrumentor
+from otel_responses_usage._lookup.worker import THREAD_NAME
 from otel_responses_usage._surfaces import _retrieve
 from otel_responses_usage._surfaces._retrieve import HttpRetriever
-from otel_responses_usage._worker import THREAD_NAME
 from test_matrix import ASYNCIO, RUNTIMES, SYNC, TRIO, Runtime
 
 ANSWER = Answer(
@@ -1401,7 +1401,7 @@ def test_what_looks_up_may_be_out_of_reach_for_a_while(
 ) -> None:
     """Where the look-ups cannot be loaded, the call says that nobody could ask; the next one tries again."""
     server = serve(ResponsesAPI(lambda _: replace(CUT, answer=replace(ANSWER, id=new_id()))))
-    monkeypatch.setitem(sys.modules, "otel_responses_usage._lookup", None)
+    monkeypatch.setitem(sys.modules, "otel_responses_usage._lookup.lookups", None)
     with client_of(SYNC, server) as client:
         for done in (1, 2):
             SYNC.drive(lambda: read_all(client))

@@ -9,8 +9,8 @@ import openai
 import pytest
 
 from otel_responses_usage import Outcome, Usage
-from otel_responses_usage._outcome import ABANDONED, CLOSED, EXIT, TRUNCATED, Ending, ending_of
-from otel_responses_usage._request import (
+from otel_responses_usage._facts.outcome import ABANDONED, CLOSED, EXIT, TRUNCATED, Ending, ending_of
+from otel_responses_usage._facts.request import (
     Operation,
     ResponsesRequest,
     Server,
@@ -20,7 +20,7 @@ from otel_responses_usage._request import (
     is_create,
     shown_id,
 )
-from otel_responses_usage._response import Response, error_code
+from otel_responses_usage._facts.response import Response, error_code
 
 OMIT = getattr(openai, "omit", openai.NOT_GIVEN)  # what newer lines of the SDK use instead
 

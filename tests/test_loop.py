@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from otel_responses_usage._loop import Loop, Pace, let_by
+from otel_responses_usage._lookup.loop import Loop, Pace, let_by
 
 _STEPS = 20
 _STEP_S = 0.001

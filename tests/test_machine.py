@@ -49,9 +49,9 @@ from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, 
 from embedded.responses_api import Plan, ResponsesAPI, error
 from observed import Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import Config, ResponsesUsageInstrumentor
-from otel_responses_usage._circuit import CircuitPolicy
-from otel_responses_usage._invocation import Invocation
-from otel_responses_usage._retrieval import RetrievalPolicy
+from otel_responses_usage._call.invocation import Invocation
+from otel_responses_usage._lookup.circuit import CircuitPolicy
+from otel_responses_usage._lookup.retrieval import RetrievalPolicy
 
 PATIENCE_S = 30.0
 IMPATIENCE_S = 0.3
@@ -819,7 +819,7 @@ def server() -> Iterator[Server]:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the GETs of a look-up no time is lost."""
     policy = RetrievalPolicy(first_wait_s=0.01, longest_wait_s=0.05)
-    monkeypatch.setattr("otel_responses_usage._lookup.RetrievalPolicy", lambda: policy)
+    monkeypatch.setattr("otel_responses_usage._lookup.lookups.RetrievalPolicy", lambda: policy)
 
 
 @pytest.fixture

@@ -24,14 +24,15 @@ from embedded.answer import FAILED, Answer, FunctionCall, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest
 from embedded.responses_api import Plan, ResponsesAPI
 from observed import Observed, eventually, token_attributes, usage_attributes
-from otel_responses_usage import Config, ResponsesUsageInstrumentor, _lookup
-from otel_responses_usage._job import Aim, Job, Place, Retrieved
-from otel_responses_usage._recovery import Recovery
-from otel_responses_usage._request import Server
-from otel_responses_usage._response import Response as ResponseFacts
-from otel_responses_usage._retrieval import Answer as Answered
-from otel_responses_usage._retrieval import RetrievalPolicy
-from otel_responses_usage._usage import MissingReason, Usage, UsageSource
+from otel_responses_usage import Config, ResponsesUsageInstrumentor
+from otel_responses_usage._facts.request import Server
+from otel_responses_usage._facts.response import Response as ResponseFacts
+from otel_responses_usage._facts.usage import MissingReason, Usage, UsageSource
+from otel_responses_usage._lookup import lookups as _lookup
+from otel_responses_usage._lookup.job import Aim, Job, Place, Retrieved
+from otel_responses_usage._lookup.recovery import Recovery
+from otel_responses_usage._lookup.retrieval import Answer as Answered
+from otel_responses_usage._lookup.retrieval import RetrievalPolicy
 
 COUNTS = usage(7, 21, cached=3, reasoning=11)
 ANSWER = Answer(pieces=("one ", "two ", "three "), usage=COUNTS)

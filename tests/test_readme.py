@@ -18,8 +18,10 @@ from embedded.http_server import Hold, ScriptedServer
 from embedded.otlp_receiver import OtlpReceiver
 from embedded.responses_api import Plan, ResponsesAPI
 from observed import usage_attributes
-from otel_responses_usage import Config, MissingReason, Outcome, UsageSource, _outcome, _semconv
-from otel_responses_usage._telemetry import Telemetry
+from otel_responses_usage import Config, MissingReason, Outcome, UsageSource
+from otel_responses_usage._facts import outcome as _outcome
+from otel_responses_usage._telemetry import semconv as _semconv
+from otel_responses_usage._telemetry.telemetry import Telemetry
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

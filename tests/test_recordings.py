@@ -26,8 +26,8 @@ from calls import CALLS as CALL_KINDS
 from calls import CUT, HTTP, Call, Reader, resume, since
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Send, Step
 from otel_responses_usage import Config, ResponsesUsageInstrumentor, Usage
-from otel_responses_usage._body import body_reader
-from otel_responses_usage._state import AnswerState
+from otel_responses_usage._answer.body import body_reader
+from otel_responses_usage._answer.state import AnswerState
 from test_matrix import drive_sync
 
 ROOT = Path(os.environ.get("RECORDINGS") or Path(__file__).parents[1] / "../shared/recordings")

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_responses_usage import MissingReason, Usage
-from otel_responses_usage._job import Retrieved
-from otel_responses_usage._response import Response
-from otel_responses_usage._retrieval import (
+from otel_responses_usage._facts.response import Response
+from otel_responses_usage._lookup.job import Retrieved
+from otel_responses_usage._lookup.retrieval import (
     Answer,
     Attempt,
     DeadlinePassed,

@@ -21,8 +21,8 @@ from conftest import Instrument, Serve
 from embedded.http_server import Hold, Reply, ScriptedServer, SeenRequest
 from embedded.responses_api import error
 from observed import Observed
-from otel_responses_usage import _lookup
-from otel_responses_usage._retrieval import RetrievalPolicy
+from otel_responses_usage._lookup import lookups as _lookup
+from otel_responses_usage._lookup.retrieval import RetrievalPolicy
 
 RELEASE = tuple(int(number) for number in openai.__version__.split(".")[:2])
 KEY = "canary-of-the-key"

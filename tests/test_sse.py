@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
-from otel_responses_usage import _sse
-from otel_responses_usage._sse import EventReader
-from otel_responses_usage._state import AnswerState
+from otel_responses_usage._answer import sse as _sse
+from otel_responses_usage._answer.sse import EventReader
+from otel_responses_usage._answer.state import AnswerState
 
 # How many bodies the long comparison with the SDK generates.
 BODIES = int(os.environ.get("FUZZ_BODIES", "20000"))

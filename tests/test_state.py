@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from otel_responses_usage import MissingReason, Outcome, Usage, UsageSource
-from otel_responses_usage._outcome import Ending
-from otel_responses_usage._sse import EventReader
-from otel_responses_usage._state import AnswerState
+from otel_responses_usage._answer.sse import EventReader
+from otel_responses_usage._answer.state import AnswerState
+from otel_responses_usage._facts.outcome import Ending
 
 Event = dict[str, Any]
 
@@ -340,7 +340,7 @@ def test_an_event_that_nobody_can_read_is_an_error() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The time in nanoseconds that the state sees: the first element."""
     now = [1_000_000_000]
-    monkeypatch.setattr("otel_responses_usage._state.time.perf_counter_ns", lambda: now[0])
+    monkeypatch.setattr("otel_responses_usage._answer.state.time.perf_counter_ns", lambda: now[0])
     return now
 
 

@@ -11,12 +11,13 @@ import wrapt
 from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
-from . import _fault, _semconv
+from . import _fault
+from ._call.ledger import Ledger
 from ._config import Config
-from ._ledger import Ledger
-from ._recovery import Recovery
+from ._lookup.recovery import Recovery
 from ._surfaces import Patch, Replacement, make_retriever, replacements
-from ._telemetry import Telemetry
+from ._telemetry import semconv
+from ._telemetry.telemetry import Telemetry
 
 SCOPE: Final = "otel_responses_usage"
 _VERSION: Final = "0.1.0"  # pyproject.toml reads it here
@@ -61,9 +62,9 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         config = kwargs.get("config") or Config.from_env()
         tracer_provider, meter_provider = kwargs.get("tracer_provider"), kwargs.get("meter_provider")
         telemetry = Telemetry(
-            trace.get_tracer(SCOPE, _VERSION, tracer_provider, _semconv.SCHEMA_URL),
-            metrics.get_meter(SCOPE, _VERSION, meter_provider, _semconv.SCHEMA_URL),
-            _semconv.generations(),
+            trace.get_tracer(SCOPE, _VERSION, tracer_provider, semconv.SCHEMA_URL),
+            metrics.get_meter(SCOPE, _VERSION, meter_provider, semconv.SCHEMA_URL),
+            semconv.generations(),
         )
         recovery = Recovery(
             config,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from otel_responses_usage import Config, Outcome, UsageSource, _semconv
+from otel_responses_usage import Config, Outcome, UsageSource
+from otel_responses_usage._telemetry import semconv as _semconv
 from programs import run
 from stack import EXAMPLE, RULES, hasten
 

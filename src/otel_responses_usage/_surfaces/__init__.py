@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._imports import late_import
+from .._lookup.imports import late_import
 from ._patches import Patch, Replacement, replacements
 
 if TYPE_CHECKING:

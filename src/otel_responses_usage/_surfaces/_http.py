@@ -15,11 +15,10 @@ from opentelemetry import context, trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from .. import _fault
-from .._imports import late_import
-from .._invocation import Invocation
-from .._ledger import Ledger
-from .._outcome import CLOSED
-from .._request import (
+from .._call.invocation import Invocation
+from .._call.ledger import Ledger
+from .._facts.outcome import CLOSED
+from .._facts.request import (
     ResponsesRequest,
     Server,
     create_request,
@@ -28,8 +27,9 @@ from .._request import (
     is_create,
     shown_id,
 )
-from .._response import Response
-from .._usage import MissingReason
+from .._facts.response import Response
+from .._facts.usage import MissingReason
+from .._lookup.imports import late_import
 from ._tap import tap
 
 if TYPE_CHECKING:

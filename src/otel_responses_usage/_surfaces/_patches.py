@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 
 import wrapt
 
-from .._ledger import Ledger
+from .._call.ledger import Ledger
 from ._http import HttpSurface
 from ._providers import ProviderSurface
 

@@ -8,7 +8,7 @@ from typing import Any
 from opentelemetry import metrics, trace
 
 from .. import _fault
-from .._ledger import Ledger
+from .._call.ledger import Ledger
 
 
 class ProviderSurface:

@@ -20,11 +20,11 @@ from urllib.parse import quote
 
 from opentelemetry import propagate
 
-from .._imports import late_import
-from .._loop import let_by
-from .._response import Response
-from .._retrieval import Answer, Trouble
-from .._usage import MissingReason
+from .._facts.response import Response
+from .._facts.usage import MissingReason
+from .._lookup.imports import late_import
+from .._lookup.loop import let_by
+from .._lookup.retrieval import Answer, Trouble
 
 # Headers that belong to the request that made the response, not to the application's settings.
 _OF_THE_REQUEST: Final = frozenset(

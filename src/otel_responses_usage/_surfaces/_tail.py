@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Final
 
 from .. import _fault
-from .._invocation import Invocation
+from .._call.invocation import Invocation
 
 THREAD_NAME: Final = "otel-responses-usage-tail"
 

@@ -10,7 +10,7 @@ from types import FunctionType
 from typing import Any, Final
 
 from .. import _fault
-from .._invocation import Invocation, sees_nothing
+from .._call.invocation import Invocation, sees_nothing
 from ._arrived import arrived
 from ._tail import async_read_on, read_on
 

@@ -9,9 +9,9 @@ import time
 from array import array
 from typing import Any, Final
 
-from ._outcome import Ending, Outcome, ending_of
-from ._response import TERMINAL_STATUSES, Response, error_code, exportable
-from ._usage import UsageSource
+from .._facts.outcome import Ending, Outcome, ending_of
+from .._facts.response import TERMINAL_STATUSES, Response, error_code, exportable
+from .._facts.usage import UsageSource
 
 _NOTHING: Final = Response()
 _DELTA: Final = ".delta"

@@ -6,9 +6,9 @@ from collections.abc import Generator
 from enum import Enum
 from typing import Final, NamedTuple, TypeAlias
 
-from ._job import Retrieved
-from ._response import Response
-from ._usage import MissingReason
+from .._facts.response import Response
+from .._facts.usage import MissingReason
+from .job import Retrieved
 
 
 class Trouble(Enum):

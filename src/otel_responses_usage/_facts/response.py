@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from ._usage import Usage
+from .usage import Usage
 
 _UNDER_WAY_STATUSES: Final = frozenset({"queued", "in_progress"})
 TERMINAL_STATUSES: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})

@@ -11,17 +11,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from . import _fault
-from ._config import Config
-from ._imports import late_import
-from ._job import Job, Place, Retrieved
-from ._request import Server
-from ._response import Response
-from ._usage import MissingReason, UsageSource
-from ._worker import STOP_GRACE_S, Worker
+from .. import _fault
+from .._config import Config
+from .._facts.request import Server
+from .._facts.response import Response
+from .._facts.usage import MissingReason, UsageSource
+from .imports import late_import
+from .job import Job, Place, Retrieved
+from .worker import STOP_GRACE_S, Worker
 
 if TYPE_CHECKING:
-    from ._lookup import LookUps, Retriever
+    from .lookups import LookUps, Retriever
 
 # Each stands for a call that has ended: some kilobytes.
 _MOST_ERRANDS: Final = 16_384
@@ -212,5 +212,5 @@ class Recovery:
     def _load_look_ups(self) -> LookUps:
         """Import what does look-ups, and make it. Called by the worker."""
         with late_import:
-            from ._lookup import LookUps
+            from .lookups import LookUps
         return LookUps(self._config.max_concurrency, self._make_retriever(), self._on_circuit)

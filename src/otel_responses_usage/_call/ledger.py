@@ -14,12 +14,12 @@ from typing import Final
 
 from opentelemetry.trace import INVALID_SPAN
 
-from ._config import Config
-from ._invocation import Invocation
-from ._recovery import Recovery
-from ._request import ResponsesRequest, Server
-from ._response import Response
-from ._telemetry import Telemetry
+from .._config import Config
+from .._facts.request import ResponsesRequest, Server
+from .._facts.response import Response
+from .._lookup.recovery import Recovery
+from .._telemetry.telemetry import Telemetry
+from .invocation import Invocation
 
 # Before what an application has registered for the same moment, such as a flush.
 _EARLY: Final = 1000

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from . import _fault
-from ._circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
-from ._job import Aim, Job, Place, Retrieved, Target
-from ._loop import let_by
-from ._retrieval import Answer, Attempt, DeadlinePassed, RetrievalPolicy, Trouble, retrieval_flow
-from ._usage import MissingReason
+from .. import _fault
+from .._facts.usage import MissingReason
+from .circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
+from .job import Aim, Job, Place, Retrieved, Target
+from .loop import let_by
+from .retrieval import Answer, Attempt, DeadlinePassed, RetrievalPolicy, Trouble, retrieval_flow
 
 
 class Retriever(Protocol):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ._job import Retrieved
-from ._usage import MissingReason
+from .._facts.usage import MissingReason
+from .job import Retrieved
 
 
 class CircuitPolicy(NamedTuple):

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from . import _fault
-from ._job import Job, Retrieved
-from ._loop import Loop, Pace, let_by
-from ._usage import MissingReason, UsageSource
+from .. import _fault
+from .._facts.usage import MissingReason, UsageSource
+from .job import Job, Retrieved
+from .loop import Loop, Pace, let_by
 
 if TYPE_CHECKING:
-    from ._lookup import LookUps
+    from .lookups import LookUps
 
 THREAD_NAME: Final = "otel-responses-usage"
 

@@ -7,8 +7,8 @@ import json
 import re
 from typing import Final, Protocol
 
-from ._sse import EventReader
-from ._state import AnswerState
+from .sse import EventReader
+from .state import AnswerState
 
 # An answer that comes in pieces is not collected beyond this size; its usage is looked up.
 _LARGEST_DOCUMENT: Final = 16 * 1024 * 1024

@@ -10,17 +10,17 @@ from typing import Final, NamedTuple
 
 from opentelemetry.trace import Span
 
-from . import _fault
-from ._body import BodyReader, DocumentReader, body_reader
-from ._config import Config
-from ._job import Aim, Job, Place, Retrieved, Target
-from ._outcome import ABANDONED, CLOSED, EXIT, TRUNCATED, Ending, Outcome, ending_of
-from ._recovery import Recovery
-from ._request import Operation, ResponsesRequest
-from ._response import Response, error_code
-from ._state import AnswerState
-from ._telemetry import Record, Retrieval, Telemetry
-from ._usage import MissingReason, Usage, UsageSource
+from .. import _fault
+from .._answer.body import BodyReader, DocumentReader, body_reader
+from .._answer.state import AnswerState
+from .._config import Config
+from .._facts.outcome import ABANDONED, CLOSED, EXIT, TRUNCATED, Ending, Outcome, ending_of
+from .._facts.request import Operation, ResponsesRequest
+from .._facts.response import Response, error_code
+from .._facts.usage import MissingReason, Usage, UsageSource
+from .._lookup.job import Aim, Job, Place, Retrieved, Target
+from .._lookup.recovery import Recovery
+from .._telemetry.telemetry import Record, Retrieval, Telemetry
 
 # A tail that is over by itself has ended by then.
 _TAIL_GRACE_S: Final = 1.0

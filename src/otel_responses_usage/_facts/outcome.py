@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ._response import Response
+from .response import Response
 
 
 class Outcome(str, Enum):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from . import _fault
-from ._request import Server
-from ._response import Response
-from ._usage import MissingReason, Usage, UsageSource
+from .. import _fault
+from .._facts.request import Server
+from .._facts.response import Response
+from .._facts.usage import MissingReason, Usage, UsageSource
 
 
 class Target(Protocol):

@@ -11,12 +11,12 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
-from . import _fault
-from . import _semconv as names
-from ._outcome import Ending, Outcome
-from ._request import Operation, ResponsesRequest, Server
-from ._response import Response
-from ._usage import MissingReason, Usage, UsageSource
+from .. import _fault
+from .._facts.outcome import Ending, Outcome
+from .._facts.request import Operation, ResponsesRequest, Server
+from .._facts.response import Response
+from .._facts.usage import MissingReason, Usage, UsageSource
+from . import semconv as names
 
 _API_TYPE: Final = "responses"
 # What a span says from its start, where the request gives it: the place of the field, and the name.

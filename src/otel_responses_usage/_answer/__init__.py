@@ -1,0 +1,1 @@
+"""An answer, as bytes or as events, read into facts."""

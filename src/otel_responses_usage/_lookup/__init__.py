@@ -1,0 +1,1 @@
+"""Usage that is asked for after a call: jobs, retries, the circuit breaker, threads."""
