@@ -23,7 +23,7 @@ from otel_responses_usage._facts.response import Response
 from otel_responses_usage._facts.usage import MissingReason, Usage
 from otel_responses_usage._lookup import lookups as _lookup
 from otel_responses_usage._lookup.circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
-from otel_responses_usage._lookup.job import Place, Retrieved
+from otel_responses_usage._lookup.job import Endpoint, LookupResult
 from otel_responses_usage._lookup.lookups import Circuits
 from otel_responses_usage._lookup.retrieval import RetrievalPolicy
 
@@ -50,24 +50,24 @@ def opened() -> Circuit:
 @pytest.mark.parametrize(
     ("result", "verdict"),
     [
-        (Retrieved(Usage(1, 1), None, SEEN), ALIVE),
-        (Retrieved(None, MissingReason.NO_USAGE, SEEN), ALIVE),
-        (Retrieved(None, MissingReason.TIMEOUT, SEEN), ALIVE),
-        (Retrieved(None, MissingReason.NOT_FOUND), NOT_FOUND),
-        (Retrieved(None, MissingReason.TIMEOUT), FUTILE),
-        (Retrieved(None, MissingReason.TRANSPORT_ERROR), FUTILE),
-        (Retrieved(None, MissingReason.UNAUTHORIZED), FUTILE),
-        (Retrieved(None, MissingReason.UNSUPPORTED), FUTILE),
-        (Retrieved(None, MissingReason.CIRCUIT_OPEN), NOTHING),
-        (Retrieved(None, MissingReason.DISABLED), NOTHING),
-        (Retrieved(None, MissingReason.NOT_STORED), NOTHING),
-        (Retrieved(None, MissingReason.NO_RESPONSE_ID), NOTHING),
-        (Retrieved(None, MissingReason.OVERLOAD), NOTHING),
-        (Retrieved(None, MissingReason.SHUTDOWN), NOTHING),
+        (LookupResult(Usage(1, 1), None, SEEN), ALIVE),
+        (LookupResult(None, MissingReason.NO_USAGE, SEEN), ALIVE),
+        (LookupResult(None, MissingReason.TIMEOUT, SEEN), ALIVE),
+        (LookupResult(None, MissingReason.NOT_FOUND), NOT_FOUND),
+        (LookupResult(None, MissingReason.TIMEOUT), FUTILE),
+        (LookupResult(None, MissingReason.TRANSPORT_ERROR), FUTILE),
+        (LookupResult(None, MissingReason.UNAUTHORIZED), FUTILE),
+        (LookupResult(None, MissingReason.UNSUPPORTED), FUTILE),
+        (LookupResult(None, MissingReason.CIRCUIT_OPEN), NOTHING),
+        (LookupResult(None, MissingReason.DISABLED), NOTHING),
+        (LookupResult(None, MissingReason.NOT_STORED), NOTHING),
+        (LookupResult(None, MissingReason.NO_RESPONSE_ID), NOTHING),
+        (LookupResult(None, MissingReason.OVERLOAD), NOTHING),
+        (LookupResult(None, MissingReason.SHUTDOWN), NOTHING),
     ],
-    ids=lambda value: "" if isinstance(value, Retrieved) else value.value,
+    ids=lambda value: "" if isinstance(value, LookupResult) else value.value,
 )
-def test_what_a_look_up_says_of_its_server(result: Retrieved, verdict: Verdict) -> None:
+def test_what_a_look_up_says_of_its_server(result: LookupResult, verdict: Verdict) -> None:
     """A response that was seen proves its server well, no answer proves it ill; not to ask proves nothing."""
     assert verdict_of(result) is verdict
 
@@ -543,8 +543,8 @@ def test_no_circuit_is_open_when_nobody_looks(
     assert open_circuits(watched) == {}
 
 
-def at(address: str) -> Place:
-    return Place(address, 443, background=False, tenant=0)
+def at(address: str) -> Endpoint:
+    return Endpoint(address, 443, background=False, tenant=0)
 
 
 def test_a_place_that_was_forgotten_gets_its_turns_anew() -> None:

@@ -29,7 +29,7 @@ from otel_responses_usage._facts.request import Server
 from otel_responses_usage._facts.response import Response as ResponseFacts
 from otel_responses_usage._facts.usage import MissingReason, Usage, UsageSource
 from otel_responses_usage._lookup import lookups as _lookup
-from otel_responses_usage._lookup.job import Aim, Job, Place, Retrieved
+from otel_responses_usage._lookup.job import Endpoint, Job, LookupRequest, LookupResult
 from otel_responses_usage._lookup.recovery import Recovery
 from otel_responses_usage._lookup.retrieval import Answer as Answered
 from otel_responses_usage._lookup.retrieval import RetrievalPolicy
@@ -460,18 +460,19 @@ def test_a_look_up_that_is_over_while_its_answer_arrives_asks_no_more(ends_by: s
         else:
             recovery.observe(SERVER, ResponseFacts(id="resp_1", status="completed", usage=Usage(7, 21)))
 
-    def settle_job(result: Retrieved, source: UsageSource) -> None:
+    def settle_job(result: LookupResult, source: UsageSource) -> None:
         results.append((result.reason, source))
         settled.set()
 
     retriever = Meanwhile(happens)
     recovery = Recovery(Config(), lambda: retriever)
-    place = Place("127.0.0.1", 80, background=False, tenant=0)
-    asker = SimpleNamespace(
-        on_begin=lambda _: Aim(place, SimpleNamespace(tenant=0)),
+    endpoint = Endpoint("127.0.0.1", 80, background=False, tenant=0)
+    listener = SimpleNamespace(
+        on_accept=lambda: None,
+        on_begin=lambda _: LookupRequest(endpoint, SimpleNamespace(tenant=0)),
         on_result=lambda _, result, source: settle_job(result, source),
     )
-    job = Job(SERVER, "resp_1", time.monotonic() + 0.1, asker)
+    job = Job(SERVER, "resp_1", time.monotonic() + 0.1, listener)
     recovery.submit(job)
     try:
         assert settled.wait(2.0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from otel_responses_usage import MissingReason, Usage
 from otel_responses_usage._facts.response import Response
-from otel_responses_usage._lookup.job import Retrieved
+from otel_responses_usage._lookup.job import LookupResult
 from otel_responses_usage._lookup.retrieval import (
     Answer,
     Attempt,
@@ -59,7 +59,7 @@ class Run:
                 else:
                     step = flow.throw(DeadlinePassed())
         except StopIteration as end:
-            self.result: Retrieved = end.value
+            self.result: LookupResult = end.value
 
     @property
     def attempts(self) -> int:
@@ -118,7 +118,7 @@ ASKED_AGAIN: dict[str, Answer] = {
 def test_an_answer_that_can_change_is_asked_for_again(name: str) -> None:
     """What may be over in a moment is waited for; then the usage is had."""
     run = Run([ASKED_AGAIN[name], ASKED_AGAIN[name], DONE])
-    assert run.result == Retrieved(BILLED, None, DONE.response)
+    assert run.result == LookupResult(BILLED, None, DONE.response)
     assert [type(step) for step in run.steps] == [Attempt, Wait, Attempt, Wait, Attempt]
 
 
@@ -134,7 +134,7 @@ def test_some_answers_are_believed_after_four_times(name: str) -> None:
     answer, tries, reason = GIVES_UP[name]
     run = Run([answer] * 20)
     assert run.attempts == tries
-    assert run.result == Retrieved(None, reason)
+    assert run.result == LookupResult(None, reason)
 
 
 def test_tries_are_counted_each_for_itself() -> None:
@@ -222,13 +222,13 @@ def test_a_deadline_ends_it_with_what_is_known(name: str, pause: Callable[..., A
     answers, reason = DEADLINES[name]
     with pytest.raises(StopIteration) as end:
         pause(*answers).throw(DeadlinePassed())
-    result: Retrieved = end.value.value
+    result: LookupResult = end.value.value
     assert (result.usage, result.reason) == (None, reason)
 
 
 def test_a_deadline_before_any_answer_is_a_timeout() -> None:
     """A server that never answered is no server without the response."""
-    assert Run([]).result == Retrieved(None, MissingReason.TIMEOUT)
+    assert Run([]).result == LookupResult(None, MissingReason.TIMEOUT)
 
 
 def test_the_last_sight_of_the_response_is_kept() -> None:

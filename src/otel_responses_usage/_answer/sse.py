@@ -94,13 +94,13 @@ class EventReader:
         self._frame = _NO_FRAME  # of a piece that is one more event of the last one's type
 
     def feed(self, piece: bytes) -> int:
-        """Take the next bytes of the stream, and say how many of them, 0 for all.
+        """Take the next bytes of the stream, and say how many of them, 0 for all. Try `repeats` first.
 
         Not taken are those from the event on that ends the response, if other events of the same piece
         come before it. They are to be fed when somebody asks for them, or never will: so a reader who is
         still busy with the events before has not reached the end yet.
         """
-        if self.repeats(piece) or self._read_whole(piece):
+        if self._read_whole(piece):
             return 0
         border = _before_last_event(piece)
         self._read(piece[:border] if border else piece)

@@ -2,114 +2,113 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
 from opentelemetry.trace import Span
 
 from .. import _fault
-from .._answer.body import BodyReader, DocumentReader, body_reader
-from .._answer.state import AnswerState
+from .._answer.reception import Reception
 from .._config import Config
 from .._facts.outcome import ABANDONED, CLOSED, EXIT, TRUNCATED, Ending, Outcome, ending_of
 from .._facts.request import Operation, ResponsesRequest
 from .._facts.response import Response, error_code
 from .._facts.usage import MissingReason, Usage, UsageSource
-from .._lookup.job import Aim, Job, Place, Retrieved, Target
+from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
 from .._lookup.recovery import Recovery
 from .._telemetry.telemetry import Record, Retrieval, Telemetry
 
-# A tail that is over by itself has ended by then.
+# The reader of a tail ends it by itself within this time after the timeout.
 _TAIL_GRACE_S: Final = 1.0
 
+MakeTarget = Callable[[str], "LookupTarget | MissingReason"]
 
-class _Wait(NamedTuple):
-    """What a call that has ended waits with for its usage."""
+
+class Services(NamedTuple):
+    """What all calls of one instrumentation share.
+
+    Attributes:
+        config: The settings.
+        telemetry: Writes spans and metrics.
+        recovery: Looks usage up.
+        on_end: Called once with each call when it has ended.
+
+    """
+
+    config: Config
+    telemetry: Telemetry
+    recovery: Recovery
+    on_end: Callable[[Invocation], object]
+
+
+class _Unsettled(NamedTuple):
+    """State kept for an ended call until its usage is known."""
 
     ending: Ending
     end_ns: int
-    # It holds the request with its prompt, and is let go when it has been used or will not be.
-    make_target: Callable[[str], Target | MissingReason] | None
+    # Holds the credentials. Released as soon as it has been used or will not be.
+    make_target: MakeTarget | None
     cannot_ask: bool = False
 
 
 class Invocation:
-    """A call under way: what happens to it is reported here, by whoever sees it first.
+    """The life of one call: it begins, ends once, and is settled once.
 
-    Every way of ending leads to `finish`, which acts once. Either the usage is known then and the span
-    ends at once, or the call is handed to the look-up and the span ends, with the same end time, when
-    that has settled. No method raises, and none waits.
+    What happens to the call is reported here by the surface that sees it first. Every way of ending leads
+    to `finish`, which acts once. If the usage is known then, the span ends at once. Otherwise the call is
+    handed to a look-up, and the span ends with the same end time when the look-up has a result. No method
+    raises, and none waits.
     """
 
     __slots__ = (
         "__weakref__",
         "_answered",
-        "_config",
         "_ended",
-        "_held",
         "_make_target",
-        "_on_finish",
         "_open",
-        "_reader",
-        "_reads",
-        "_recovery",
+        "_reception",
         "_request",
+        "_services",
         "_start_ns",
-        "_state",
         "_tail_of",
-        "_telemetry",
         "_to_wall_clock_ns",
-        "_wait",
-        "passes",
+        "_unsettled",
         "span",
         "watch",
     )
 
-    def __init__(
-        self,
-        request: ResponsesRequest,
-        span: Span,
-        start_ns: int,
-        config: Config,
-        telemetry: Telemetry,
-        recovery: Recovery,
-        on_finish: Callable[[Invocation], object],
-    ) -> None:
+    def __init__(self, request: ResponsesRequest, span: Span, start_ns: int, services: Services) -> None:
         self._request = request
         self.span = span
         self._start_ns = start_ns
         self._to_wall_clock_ns = time.time_ns() - time.perf_counter_ns()
-        self._config = config
-        self._telemetry = telemetry
-        self._recovery = recovery
-        self._on_finish = on_finish
-        self._state = AnswerState()
-        self._reader: BodyReader | None = None  # known from the first piece on
-        self._reads = True
-        self._held = b""  # has arrived, but its reader has not asked for it
-        self._make_target: Callable[[str], Target | MissingReason] | None = None
+        self._services = services
+        self._reception = Reception()
+        self._make_target: MakeTarget | None = None
         self._answered = False
         self._open: list[None] = [None]
         self._ended = False
-        self._tail_of: list[int] | None = None  # the end of a call whose stream is being read on
-        self._wait: _Wait | None = None
-        # A quick way for most pieces of the answer: whether it has taken one, or `on_bytes` has to.
-        self.passes: Callable[[bytes], bool] = sees_nothing
-        self.watch: object = None  # kept for whoever watches over the answer on the call's behalf
+        self._tail_of: list[int] | None = None  # the end time of a call whose stream is still being read
+        self._unsettled: _Unsettled | None = None
+        self.watch: object = None  # kept alive for the surface that watches the answer
 
     @property
     def ended(self) -> bool:
-        """Whether the call is over; its span may still be waiting for its usage."""
+        """Whether the call is over; its span may still be open until its usage is known."""
         return self._ended
 
-    def on_answer(self, make_target: Callable[[str], Target | MissingReason]) -> bool:
+    @property
+    def passes(self) -> Callable[[bytes], bool]:
+        """A fast path for most pieces of the answer: see `Reception.passes`."""
+        return self._reception.passes
+
+    def on_answer(self, make_target: MakeTarget) -> bool:
         """Note that there is an answer; `make_target` says where its response can be looked up.
 
         Returns:
-            Whether the answer is to be watched: it is not, if somebody does already.
+            Whether the answer is to be watched: false if it is watched already.
 
         """
         if self._make_target is not None:
@@ -117,42 +116,33 @@ class Invocation:
         self._make_target = make_target
         return True
 
-    def on_bytes(self, piece: bytes) -> int:
-        """Take the next bytes of the answer, and say how many of them, 0 for all.
+    def on_piece(self, piece: bytes) -> int:
+        """Read the next piece of the answer. The terminal event ends the call, whatever follows.
 
-        The terminal event ends the call, whatever follows. What was not taken is held until the reader asks
-        for it, or nobody will: see `on_held` and `EventReader.feed`.
+        Returns:
+            How many bytes of it were read, 0 for all. The others are held until `on_held`.
+
         """
-        if self._ended or not self._reads:
+        if self._ended:
             return 0
-        try:
-            if self._reader is None:
-                self._reader = body_reader(piece, self._state)
-                self.passes = self._reader.repeats
-            taken = self._reader.feed(piece)
-        except Exception:
-            _fault.report("reading a stream")
-            self.passes = sees_nothing
-            self._reads = False  # what the stream would have told is looked up
-            return 0
-        self._held = piece[taken:] if taken else b""
-        ending = self._state.ending
+        reception = self._reception
+        taken = reception.read(piece)
+        ending = reception.state.ending
         if ending is not None:
             self.finish(ending)
         return taken
 
     def on_held(self) -> None:
-        """Take what was held of a piece: its reader asks for it, or never will."""
-        while self._held and not self._ended:
-            held, self._held = self._held, b""
-            self.on_bytes(held)
+        """Read what is held of the last piece: the application asks for it now, or never will."""
+        while not self._ended and (held := self._reception.take_held()):
+            self.on_piece(held)
 
     @_fault.contained("reading an answer")
     def on_document(self, content: bytes) -> None:
-        """Take a body that has been read whole. The call ends when the SDK has made its object of it."""
-        self.on_bytes(content)
+        """Read a body that has arrived whole. The call ends when the SDK has made its object of it."""
+        self.on_piece(content)
         self.on_held()
-        self._read_document()
+        self._reception.finish_document()
         self._answered = True
 
     @_fault.contained("ending a call")
@@ -161,7 +151,7 @@ class Invocation:
         if self._answered:
             self.on_body_end()
         elif self._make_target is None:
-            self.finish(CLOSED)  # by a client that reads answers in a way of its own: there is no more to see
+            self.finish(CLOSED)  # a client that reads answers in its own way: nothing more can be seen
 
     @_fault.contained("ending a call")
     def on_raise(self, error: BaseException) -> None:
@@ -173,20 +163,20 @@ class Invocation:
         """Note that the body ended cleanly."""
         if self._ended:
             return
-        self._read_document()
-        self.finish(self._state.ending or self._stream_error() or TRUNCATED)
+        reception = self._reception
+        reception.finish_document()
+        self.finish(reception.ending or reception.stream_error or TRUNCATED)
 
     @_fault.contained("ending a call")
     def on_read_error(self, error: BaseException, *, closed: bool) -> None:
         """Note that reading raised; `closed` says that the application closed the stream meanwhile."""
-        if self._reader is not None and self._reader.done:
-            self.on_body_end()  # whoever reads on does it for the connection's sake, and not for long
+        if self._reception.is_done:
+            self.on_body_end()  # only the connection is still being read, so that it can be used again
         elif not isinstance(error, Exception):
             self.finish(Ending(Outcome.CANCELLED, type(error).__name__))
         else:
-            self.finish(
-                self._stream_error() or (CLOSED if closed else Ending(Outcome.CUT, type(error).__name__))
-            )
+            ending = CLOSED if closed else Ending(Outcome.CUT, type(error).__name__)
+            self.finish(self._reception.stream_error or ending)
 
     @_fault.contained("ending a call")
     def on_close(self, raised: BaseException | None, *, can_read_on: bool) -> float:
@@ -203,75 +193,69 @@ class Invocation:
         """
         if self._ended:
             return 0.0
+        reception, config = self._reception, self._services.config
         if isinstance(raised, GeneratorExit):
-            self.finish(self._stream_error() or ABANDONED)
+            self.finish(reception.stream_error or ABANDONED)
         elif raised is not None:
-            self.finish(self._stream_error() or _ending_of_error(raised))
-        elif self._reader is not None and self._reader.done:
+            self.finish(reception.stream_error or _ending_of_error(raised))
+        elif reception.is_done:
             self.on_body_end()
-        elif self._stream_error() is None and can_read_on and self.wants_tail:
+        elif reception.stream_error is None and can_read_on and self.wants_tail:
             end_ns = self._end()
             if end_ns is not None:
-                self._state.freeze()
+                reception.begin_tail()
                 self._tail_of = [end_ns]
-                # Whoever reads on may die with the application's event loop.
-                self._recovery.run_after(self._config.tail_timeout + _TAIL_GRACE_S, self.on_tail_end)
-                return self._config.tail_timeout
+                # The reader of the tail may end with the application's event loop, without a word.
+                self._services.recovery.run_after(config.tail_timeout + _TAIL_GRACE_S, self.on_tail_end)
+                return config.tail_timeout
         else:
-            self.finish(self._stream_error() or CLOSED)
+            self.finish(reception.stream_error or CLOSED)
         return 0.0
 
     @_fault.contained("looking at what had arrived")
     def on_unread(self, pieces: Sequence[bytes]) -> None:
-        """Take what had arrived when the stream was closed: it counts only if it ends the call."""
-        if not pieces:
-            return
-        # Copies try it first. What does not end the call was not for the application, and may be read on.
-        reader, state = copy.deepcopy((self._reader, self._state))
-        if _ends(reader or body_reader(pieces[0], state), state, pieces):
+        """Read what had arrived when the stream was closed. It counts only if it ends the call.
+
+        Otherwise it was not for the application, and may be read as a tail.
+        """
+        if self._reception.would_end(pieces):
             for piece in pieces:
-                self.on_bytes(piece)
+                self.on_piece(piece)
                 self.on_held()
 
     def on_tail(self, piece: bytes) -> bool:
-        """Take bytes that were read after the call had ended; say whether they suffice."""
-        try:
-            if self._reader is None:
-                self._reader = body_reader(piece, self._state)
-            return _ends(self._reader, self._state, (piece,))
-        except Exception:
-            _fault.report("reading on")
-            return True
+        """Read bytes that came after the call had ended; return whether nothing more is needed."""
+        return self._reception.read_tail(piece)
 
     @_fault.contained("ending a call")
     def on_tail_end(self) -> None:
-        """Note that the stream is not read on any more."""
+        """Note that the stream is not read any further."""
         if self._tail_of is None:
             return
         try:
-            end_ns = self._tail_of.pop()
+            end_ns = self._tail_of.pop()  # atomic: of two threads one finds it empty
         except IndexError:
             return
-        self._state.source = UsageSource.TAIL
+        self._reception.state.source = UsageSource.TAIL
         self._settle(CLOSED, end_ns)
 
     @property
     def wants_tail(self) -> bool:
         """Whether the stream is to be read on when the application closes it."""
-        # A background response goes on without its stream, and is looked up for nothing; a fetch has no
-        # usage.
+        # A background response continues without its stream, and its look-up is exact. A fetch has no usage.
         request = self._request
-        is_worth_it = request.streams and not request.background and request.operation is Operation.CHAT
-        return self._config.tail_timeout > 0 and is_worth_it
+        is_useful = request.streams and not request.background and request.operation is Operation.CHAT
+        return self._services.config.tail_timeout > 0 and is_useful
 
     def on_lost(self, _: object = None) -> None:
-        """Note that the garbage collector has found the answer. The rest is done on another thread.
+        """Note that the garbage collector has found the answer. Another thread does the rest.
 
-        A collector may interrupt anything, also somebody who holds a lock that ending a span takes.
+        The garbage collector may run at any point, also while this thread holds a lock that `span.end()`
+        needs.
         """
         end_ns = self._end()
         if end_ns is not None:
-            self._recovery.run_later(partial(self._settle_lost, end_ns))
+            self._services.recovery.run_later(partial(self._settle_lost, end_ns))
 
     @_fault.contained("ending a call")
     def finish(self, ending: Ending) -> None:
@@ -286,8 +270,8 @@ class Invocation:
         self.finish(EXIT)
         self.on_tail_end()
 
-    def disown(self) -> None:
-        """Forget the call: it is another process's to end."""
+    def discard(self) -> None:
+        """Drop the call: the parent process ends it."""
         self._end()
 
     def _end(self) -> int | None:
@@ -297,7 +281,7 @@ class Invocation:
         except IndexError:
             return None
         self._ended = True
-        self.passes = sees_nothing
+        self._reception.stop()
         return self._now_ns()
 
     def _now_ns(self) -> int:
@@ -307,120 +291,106 @@ class Invocation:
         return (self._now_ns() - end_ns) / 1e9
 
     def _settle(self, ending: Ending, end_ns: int) -> None:
-        self._on_finish(self)
-        if isinstance(self._reader, DocumentReader):
-            self._reader.give_up()
-        self._close_books(ending, end_ns)
-        # They hold the request with its prompt, and a call may wait long for its usage.
-        self._make_target = self._reader = None
-        self._held = b""
+        """Write the ended call, or hand it to a look-up, after which it is written."""
+        services, reception = self._services, self._reception
+        services.on_end(self)
+        reception.give_up()
+        response = reception.state.response
+        if self._request.operation is Operation.FETCH_RESPONSE:
+            services.recovery.observe(self._request.server, response)
+            self._write(ending, end_ns, response)
+        elif response.usage is not None:
+            self._write(ending, end_ns, response, usage=response.usage, source=reception.state.source)
+        else:
+            reason = self._why_not() or self._look_up(ending, end_ns)
+            if reason is not None:
+                self._write(ending, end_ns, response, reason=_final(reason, response))
+        self._make_target = None  # it holds the credentials
 
     @_fault.contained("ending a call")
     def _settle_lost(self, end_ns: int) -> None:
-        if self._held:
-            self.on_tail(self._held)
-        self._settle(self._state.ending or self._stream_error() or ABANDONED, end_ns)
-
-    def _close_books(self, ending: Ending, end_ns: int) -> None:
-        response = self._state.response
-        if self._request.operation is Operation.FETCH_RESPONSE:
-            self._recovery.observe(self._request.server, response)
-            self._write(ending, end_ns, response, None, None, None, None)
-        elif response.usage is not None:
-            self._write(ending, end_ns, response, response.usage, self._state.source, None, None)
-        else:
-            reason = self._why_not() or self._look_up(ending, end_ns, response)
-            if reason is not None:
-                final = self._final(reason, response)
-                write = partial(self._write, ending, end_ns, response, None, None, final, None)
-                if reason is MissingReason.OVERLOAD:  # very many calls are at their end
-                    self._recovery.run_soon(write)
-                else:
-                    write()
+        reception = self._reception
+        if held := reception.take_held():
+            reception.read_tail(held)
+        self._settle(reception.ending or reception.stream_error or ABANDONED, end_ns)
 
     def _why_not(self) -> MissingReason | None:
-        if self._state.response.id is None:
+        """Return the reason why the usage of this call cannot be looked up; `None` if it can be."""
+        if self._reception.state.response.id is None or self._make_target is None:
             return MissingReason.NO_RESPONSE_ID
         if not self._request.stored:
             return MissingReason.NOT_STORED
-        return None if self._config.retrieval else MissingReason.DISABLED
+        return None if self._services.config.retrieval else MissingReason.DISABLED
 
-    def _look_up(self, ending: Ending, end_ns: int, response: Response) -> MissingReason | None:
-        if self._make_target is None:  # there was no answer
-            return MissingReason.NO_RESPONSE_ID
-        config = self._config
-        patience_s = config.background_timeout if self._request.background else config.retrieval_timeout
-        self._wait = _Wait(ending, end_ns, self._make_target)
+    def _look_up(self, ending: Ending, end_ns: int) -> MissingReason | None:
+        """Hand the call to a look-up, or return the reason why none is made."""
+        config, request = self._services.config, self._request
+        patience_s = config.background_timeout if request.background else config.retrieval_timeout
+        self._unsettled = _Unsettled(ending, end_ns, self._make_target)
+        response_id = str(self._reception.state.response.id)
         deadline = time.monotonic() + patience_s - self._seconds_since(end_ns)
-        refused = self._recovery.submit(Job(self._request.server, str(response.id), deadline, self))
-        if refused is not None:
-            self._wait = None
-        return refused
+        refusal = self._services.recovery.submit(Job(request.server, response_id, deadline, self))
+        if refusal is not None:
+            self._unsettled = None
+        return refusal
 
-    def on_begin(self, job: Job) -> Aim | MissingReason:
-        """Note that the worker takes up the look-up, and say where the response is asked for, and how."""
-        wait, server = self._wait, self._request.server
-        if wait is None or wait.make_target is None:  # it has been settled
+    def on_accept(self) -> None:
+        """Note that the look-up has been accepted: the span stays open until its result."""
+        self._services.telemetry.add_pending(self.span, 1)
+
+    def on_begin(self, job: Job) -> LookupRequest | MissingReason:
+        """Return what the look-up asks for, or the reason why it cannot ask."""
+        unsettled, server = self._unsettled, self._request.server
+        if unsettled is None or unsettled.make_target is None:  # it has been settled
             return MissingReason.SHUTDOWN
-        self._telemetry.hold(self.span)
-        job.held.append(None)
-        if not job.is_open:  # it was settled meanwhile, perhaps before the span was held
-            self._release(job)
-        target: Target | MissingReason = MissingReason.TRANSPORT_ERROR
+        target: LookupTarget | MissingReason = MissingReason.TRANSPORT_ERROR
         try:
-            target = wait.make_target(job.response_id)
+            target = unsettled.make_target(job.response_id)
         except Exception:
             _fault.report("preparing a look-up")
+        cannot_ask = isinstance(target, MissingReason)
+        self._unsettled = unsettled._replace(make_target=None, cannot_ask=cannot_ask)
         if isinstance(target, MissingReason):
-            self._wait = wait._replace(make_target=None, cannot_ask=True)
             return target
-        self._wait = wait._replace(make_target=None)
-        place = Place(server.address or "", server.port, self._request.background, target.tenant)
-        return Aim(place, target)
+        endpoint = Endpoint(server.address or "", server.port, self._request.background, target.tenant)
+        return LookupRequest(endpoint, target)
 
-    def on_result(self, job: Job, result: Retrieved, source: UsageSource) -> None:
-        """Take what has come of the look-up."""
-        wait, response = self._wait, self._state.response
-        assert wait is not None  # noqa: S101
-        self._wait = wait._replace(make_target=None)
-        self._release(job)
+    def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:
+        """Write the call with the result of its look-up, and end its span."""
+        unsettled, state = self._unsettled, self._reception.state
+        assert unsettled is not None  # noqa: S101
+        self._unsettled = unsettled._replace(make_target=None)
+        self._services.telemetry.add_pending(self.span, -1)
+        response = state.response
         latest = response.updated(result.response) if result.response is not None else response
         known = result.usage is not None
         self._write(
-            # A call that was answered while its work went on ends as that work did.
-            ending_of(latest, "completed") if self._state.source is UsageSource.RESPONSE else wait.ending,
-            wait.end_ns,
+            # A call that was answered while its work went on in the background ends as that work did.
+            ending_of(latest, "completed") if state.source is UsageSource.RESPONSE else unsettled.ending,
+            unsettled.end_ns,
             latest,
-            result.usage,
-            source if known else None,
-            None if known else self._final(result.reason or MissingReason.NO_USAGE, response),
-            None if wait.cannot_ask else Retrieval(job.attempts, self._seconds_since(wait.end_ns)),
+            usage=result.usage,
+            source=source if known else None,
+            reason=None if known else _final(result.reason or MissingReason.NO_USAGE, response),
+            retrieval=None
+            if unsettled.cannot_ask
+            else Retrieval(job.attempts, self._seconds_since(unsettled.end_ns)),
         )
-
-    def _release(self, job: Job) -> None:
-        try:
-            job.held.pop()  # atomic: of two threads one finds it empty
-        except IndexError:
-            return
-        self._telemetry.release(self.span)
-
-    def _final(self, reason: MissingReason, response: Response) -> MissingReason:
-        """Return the reason to tell: a response that ended without usage said so itself."""
-        return MissingReason.NO_USAGE if response.is_terminal else reason
 
     def _write(
         self,
         ending: Ending,
         end_ns: int,
         response: Response,
-        usage: Usage | None,
-        source: UsageSource | None,
-        reason: MissingReason | None,
-        retrieval: Retrieval | None,
+        *,
+        usage: Usage | None = None,
+        source: UsageSource | None = None,
+        reason: MissingReason | None = None,
+        retrieval: Retrieval | None = None,
     ) -> None:
-        state = self._state
+        state = self._reception.state
         first, start = state.first_delta_at, self._start_ns - self._to_wall_clock_ns  # by the same clock
-        self._telemetry.finish(
+        self._services.telemetry.finish(
             self.span,
             Record(
                 request=self._request,
@@ -439,23 +409,10 @@ class Invocation:
             ),
         )
 
-    def _read_document(self) -> None:
-        if isinstance(self._reader, DocumentReader):
-            self._reader.finish()
 
-    def _stream_error(self) -> Ending | None:
-        code = self._state.stream_error
-        return None if code is None else Ending(Outcome.ERROR, code)
-
-
-def _ends(reader: BodyReader, state: AnswerState, pieces: Iterable[bytes]) -> bool:
-    """Have these pieces read, and say whether they end the response."""
-    for piece in pieces:
-        taken = reader.feed(piece)
-        while taken:
-            piece = piece[taken:]
-            taken = reader.feed(piece)
-    return state.ending is not None
+def _final(reason: MissingReason, response: Response) -> MissingReason:
+    """Return the missing reason. A terminal response with null usage is always ``no_usage``."""
+    return MissingReason.NO_USAGE if response.is_terminal else reason
 
 
 def _ending_of_error(error: BaseException) -> Ending:
@@ -466,8 +423,3 @@ def _ending_of_error(error: BaseException) -> Ending:
     is_of_api = any(cls.__name__ == "APIError" for cls in type(error).__mro__)
     code = error_code({"code": getattr(error, "code", None)}) if is_of_api else None
     return Ending(Outcome.ERROR, code or name)
-
-
-def sees_nothing(_: bytes) -> bool:
-    """Take no piece at all: the quick way where there is none."""
-    return False

@@ -19,7 +19,7 @@ from .._facts.request import ResponsesRequest, Server
 from .._facts.response import Response
 from .._lookup.recovery import Recovery
 from .._telemetry.telemetry import Telemetry
-from .invocation import Invocation
+from .invocation import Invocation, Services
 
 # Before what an application has registered for the same moment, such as a flush.
 _EARLY: Final = 1000
@@ -32,8 +32,9 @@ class Ledger:
         self._config = config
         self._telemetry = telemetry
         self._recovery = recovery
+        self._services = Services(config, telemetry, recovery, self._remove)
         self._open: dict[Invocation, None] = {}
-        self._owed: list[Callable[[], object]] = []
+        self._deferred: list[Callable[[], object]] = []
         self._closed = False
         self._closes_at_exit = False
         if hasattr(os, "register_at_fork"):
@@ -49,16 +50,14 @@ class Ledger:
         """Begin a call; `None` where nobody listens, and once the ledger is closed."""
         if self._closed:
             return None
-        while self._owed:
+        while self._deferred:
             with contextlib.suppress(IndexError):  # of two threads one finds it empty
-                self._owed.pop()()
+                self._deferred.pop()()
         start_ns = time.time_ns()
         span = self._telemetry.start(request, start_ns)
-        if not self._telemetry.is_heard(span):
+        if not self._telemetry.is_recorded(span):
             return None
-        invocation = Invocation(
-            request, span, start_ns, self._config, self._telemetry, self._recovery, self._strike
-        )
+        invocation = Invocation(request, span, start_ns, self._services)
         self._open[invocation] = None
         if not self._closes_at_exit:
             # Not before the first span: the provider that made it has registered its own shutdown by
@@ -99,17 +98,17 @@ class Ledger:
     def begin_anew(self) -> None:
         """Leave to the parent process what it had under way when this one was forked."""
         for invocation in self._open:
-            invocation.disown()
+            invocation.discard()
         self._open = {}
         self._closes_at_exit = False
         # The metrics have come along with the parent's values. They are put right by the first call: just
         # after a fork, whatever an application does is risky.
         held, forget_circuits = self._recovery.begin_anew()
         if held:
-            self._owed.append(partial(self._telemetry.release, INVALID_SPAN, held))
-        self._owed.append(forget_circuits)
+            self._deferred.append(partial(self._telemetry.add_pending, INVALID_SPAN, -held))
+        self._deferred.append(forget_circuits)
 
-    def _strike(self, invocation: Invocation) -> None:
+    def _remove(self, invocation: Invocation) -> None:
         self._open.pop(invocation, None)
 
 

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from .._facts.usage import MissingReason
-from .job import Retrieved
+from .job import LookupResult
 
 
 class CircuitPolicy(NamedTuple):
@@ -38,7 +38,7 @@ _VERDICTS: Final = {
 }
 
 
-def verdict_of(result: Retrieved) -> Verdict:
+def verdict_of(result: LookupResult) -> Verdict:
     """Judge a look-up for which the server was asked. One that showed the response is no failure of its."""
     if result.response is not None:
         return Verdict.ALIVE

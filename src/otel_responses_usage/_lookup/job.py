@@ -1,4 +1,4 @@
-"""A response to look up: who asks for it, where it is asked for, and what comes of it."""
+"""A response whose usage is to be looked up: for whom, where, and with what result."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from .._facts.response import Response
 from .._facts.usage import MissingReason, Usage, UsageSource
 
 
-class Target(Protocol):
-    """How to ask for a response: the retriever's business, but for whose response it is."""
+class LookupTarget(Protocol):
+    """How to ask for one response. Only the retriever knows more of it."""
 
     @property
     def tenant(self) -> int:
-        """A number that stands for the credentials, and tells nothing of them."""
+        """A number that stands for the credentials and tells nothing of them."""
         ...
 
 
-class Place(NamedTuple):
-    """Where look-ups go that share their luck.
+class Endpoint(NamedTuple):
+    """Look-ups with the same endpoint share one circuit breaker.
 
-    A server may keep background responses and no others, and may know one key and not another.
+    A server may store background responses and no others, and may accept one key and refuse another.
     """
 
     address: str
@@ -31,72 +31,75 @@ class Place(NamedTuple):
     tenant: int
 
 
-class Aim(NamedTuple):
+class LookupRequest(NamedTuple):
     """Where a response is asked for, and how."""
 
-    place: Place
-    target: Target
+    endpoint: Endpoint
+    target: LookupTarget
 
 
-class Retrieved(NamedTuple):
-    """What a look-up came to: usage, or the reason why there is none."""
+class LookupResult(NamedTuple):
+    """The result of a look-up: the usage, or the reason why it is not known."""
 
     usage: Usage | None = None
     reason: MissingReason | None = None
     response: Response | None = None
 
 
-class Asker(Protocol):
-    """Who wants to know of a response."""
+class LookupListener(Protocol):
+    """The call whose usage is looked up."""
 
-    def on_begin(self, job: Job) -> Aim | MissingReason:
-        """Say where the response is asked for and how, or why it cannot be. Called by the worker, if at all.
+    def on_accept(self) -> None:
+        """Note that the job has been accepted: `on_result` will be called. Called by `submit`."""
+        ...
 
-        Working it out when a call ends would be on the application's time.
+    def on_begin(self, job: Job) -> LookupRequest | MissingReason:
+        """Return what to ask for, or the reason why it cannot be asked.
+
+        Called before the first request, on a thread of the look-ups: it takes time that the application
+        shall not spend.
         """
         ...
 
-    def on_result(self, job: Job, result: Retrieved, source: UsageSource) -> None:
-        """Take the result, and where it was read. Called once, on any thread."""
+    def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:
+        """Take the result, and where the usage was read. Called once, on any thread."""
         ...
 
 
 class Job:
-    """A response to look up.
+    """One response to look up.
 
     Attributes:
         server: The server that the application's call went to.
-        response_id: The response asked for.
+        response_id: The response to ask for.
         deadline: When to give up, by `time.monotonic`.
-        asker: Who is told of the result.
+        listener: The call that gets the result.
         attempts: Requests made so far.
-        held: The asker's own note: one element while its span is counted as held.
 
     """
 
-    __slots__ = ("_open", "asker", "attempts", "deadline", "held", "response_id", "server")
+    __slots__ = ("_open", "attempts", "deadline", "listener", "response_id", "server")
 
-    def __init__(self, server: Server, response_id: str, deadline: float, asker: Asker) -> None:
+    def __init__(self, server: Server, response_id: str, deadline: float, listener: LookupListener) -> None:
         self.server = server
         self.response_id = response_id
         self.deadline = deadline
-        self.asker = asker
+        self.listener = listener
         self.attempts = 0
-        self.held: list[None] = []
         self._open: list[None] = [None]
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody has settled the job yet."""
+        """Whether the job has no result yet."""
         return bool(self._open)
 
-    def finish(self, result: Retrieved, source: UsageSource) -> None:
-        """Settle the job, unless somebody else has."""
+    def finish(self, result: LookupResult, source: UsageSource) -> None:
+        """Give the result to the listener, unless the job has one already."""
         try:
             self._open.pop()  # atomic: of two threads one finds it empty
         except IndexError:
             return
         try:
-            self.asker.on_result(self, result, source)
+            self.listener.on_result(self, result, source)
         except Exception:
             _fault.report("settling a look-up")

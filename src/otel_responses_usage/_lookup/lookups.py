@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from .. import _fault
 from .._facts.usage import MissingReason
 from .circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
-from .job import Aim, Job, Place, Retrieved, Target
+from .job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
 from .loop import let_by
 from .retrieval import Answer, Attempt, DeadlinePassed, RetrievalPolicy, Trouble, retrieval_flow
 
@@ -31,7 +31,7 @@ class LookUps:
     """Does jobs, each in a task of its own, on the worker's event loop."""
 
     def __init__(
-        self, max_concurrency: int, retriever: Retriever, on_circuit: Callable[[Place, int], None]
+        self, max_concurrency: int, retriever: Retriever, on_circuit: Callable[[Endpoint, int], None]
     ) -> None:
         self._slots = asyncio.Semaphore(max_concurrency)
         self._retriever = retriever
@@ -51,29 +51,29 @@ class LookUps:
         """Begin anew with every place."""
         self._circuits.clear()
 
-    async def do(self, job: Job) -> Retrieved:
+    async def do(self, job: Job) -> LookupResult:
         """Drive the flow of one job, unless the circuit of its place is open."""
-        aim = job.asker.on_begin(job)
+        aim = job.listener.on_begin(job)
         await let_by()
         if isinstance(aim, MissingReason):
-            return Retrieved(None, aim)
+            return LookupResult(None, aim)
         trial = _Trial()
-        result: Retrieved | None = None
+        result: LookupResult | None = None
         probation: _Probation | None = None
         try:
             left_s = max(0.0, job.deadline - time.monotonic())
-            probation = await self._circuits.enter(aim.place, left_s)
+            probation = await self._circuits.enter(aim.endpoint, left_s)
             result = await self._drive(job, aim, trial)
         finally:
             judged = job.is_open and result is not None and job.attempts > 0
             verdict = verdict_of(result) if judged and result is not None else Verdict.NOTHING
-            self._circuits.learn(aim.place, verdict, is_trial=trial.is_held)
+            self._circuits.learn(aim.endpoint, verdict, is_trial=trial.is_held)
             # One that has failed keeps its turn: the next may begin only where nothing was learned.
             if probation is not None and verdict is Verdict.NOTHING:
                 probation.leave()
         return result
 
-    async def _drive(self, job: Job, aim: Aim, trial: _Trial) -> Retrieved:
+    async def _drive(self, job: Job, aim: LookupRequest, trial: _Trial) -> LookupResult:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101
         flow = retrieval_flow(job.response_id, self._policy)
@@ -87,8 +87,8 @@ class LookUps:
                     raise asyncio.CancelledError  # noqa: TRY301
                 if isinstance(step, Attempt):
                     async with self._slots:
-                        if not trial.admits(self._circuits.of(aim.place)):
-                            return Retrieved(None, MissingReason.CIRCUIT_OPEN)
+                        if not trial.admits(self._circuits.of(aim.endpoint)):
+                            return LookupResult(None, MissingReason.CIRCUIT_OPEN)
                         job.attempts += 1
                         self._asking.add(job)
                         try:
@@ -98,7 +98,7 @@ class LookUps:
                         seen = answer.response if answer.status == 200 else None
                         if seen is not None and seen.id == job.response_id:
                             trial.has_seen = True
-                            self._circuits.learn(aim.place, Verdict.ALIVE, is_trial=trial.is_held)
+                            self._circuits.learn(aim.endpoint, Verdict.ALIVE, is_trial=trial.is_held)
                         step = flow.send(answer)
                 else:
                     await asyncio.sleep(step.seconds)
@@ -125,13 +125,13 @@ class Circuits:
 
     _MOST: Final = 256
 
-    def __init__(self, on_change: Callable[[Place, int], None]) -> None:
+    def __init__(self, on_change: Callable[[Endpoint, int], None]) -> None:
         self._on_change = on_change
         self._policy = CircuitPolicy()
-        self._circuits: dict[Place, Circuit] = {}
-        self._probations: dict[Place, _Probation] = {}
+        self._circuits: dict[Endpoint, Circuit] = {}
+        self._probations: dict[Endpoint, _Probation] = {}
 
-    def of(self, place: Place) -> Circuit:
+    def of(self, place: Endpoint) -> Circuit:
         """Return the circuit of a place."""
         circuit = self._circuits.pop(place, None) or Circuit(self._policy)
         self._circuits[place] = circuit  # last used, last in the order
@@ -143,7 +143,7 @@ class Circuits:
                 self._on_change(oldest, Change.CLOSED.value)
         return circuit
 
-    def learn(self, place: Place, verdict: Verdict, *, is_trial: bool) -> None:
+    def learn(self, place: Endpoint, verdict: Verdict, *, is_trial: bool) -> None:
         """Take what a look-up says of a place."""
         circuit = self.of(place)
         change = circuit.learn(verdict, time.monotonic(), is_trial=is_trial)
@@ -152,7 +152,7 @@ class Circuits:
         if not circuit.on_probation:
             self._end_probation(place)
 
-    async def enter(self, place: Place, timeout_s: float) -> _Probation | None:
+    async def enter(self, place: Endpoint, timeout_s: float) -> _Probation | None:
         """Wait for one's turn at a place that is on probation; `None` where it is not, or no turn came."""
         deadline = time.monotonic() + timeout_s
         while self.of(place).on_probation:
@@ -163,7 +163,7 @@ class Circuits:
                 break
         return None
 
-    def _end_probation(self, place: Place) -> None:
+    def _end_probation(self, place: Endpoint) -> None:
         if place in self._probations:
             self._probations.pop(place).over.set()
 
@@ -213,14 +213,14 @@ class _Trial:
         return self.is_held
 
 
-async def _attempt(retriever: Retriever, target: Target, timeout_s: float) -> Answer:
+async def _attempt(retriever: Retriever, target: LookupTarget, timeout_s: float) -> Answer:
     try:
         return await asyncio.wait_for(_ask(retriever, target, timeout_s), timeout_s)
     except asyncio.TimeoutError:
         return Answer(trouble=Trouble.TIMEOUT)
 
 
-async def _ask(retriever: Retriever, target: Target, timeout_s: float) -> Answer:
+async def _ask(retriever: Retriever, target: LookupTarget, timeout_s: float) -> Answer:
     try:
         return await retriever.get(target, timeout_s)
     except asyncio.CancelledError:
@@ -230,6 +230,6 @@ async def _ask(retriever: Retriever, target: Target, timeout_s: float) -> Answer
         return Answer(trouble=Trouble.TRANSPORT)
 
 
-def _result(end: StopIteration) -> Retrieved:
-    result: Retrieved = end.value
+def _result(end: StopIteration) -> LookupResult:
+    result: LookupResult = end.value
     return result

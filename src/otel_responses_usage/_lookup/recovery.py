@@ -17,7 +17,7 @@ from .._facts.request import Server
 from .._facts.response import Response
 from .._facts.usage import MissingReason, UsageSource
 from .imports import late_import
-from .job import Job, Place, Retrieved
+from .job import Endpoint, Job, LookupResult
 from .worker import STOP_GRACE_S, Worker
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Recovery:
         self,
         config: Config,
         make_retriever: Callable[[], Retriever],
-        on_circuit: Callable[[Place, int], None] = lambda *_: None,
+        on_circuit: Callable[[Endpoint, int], None] = lambda *_: None,
     ) -> None:
         self._config = config
         self._make_retriever = make_retriever
@@ -52,7 +52,7 @@ class Recovery:
             How many spans it held, and a function that reports its open circuits as closed.
 
         """
-        held, worker = sum(len(job.held) for job in self._waiting), self._worker
+        held, worker = len(self._waiting), self._worker
         self._start_anew()
         return held, worker.forget_places if worker is not None else lambda: None
 
@@ -76,6 +76,7 @@ class Recovery:
         worker = self._running_worker()
         if worker is None:
             return MissingReason.TRANSPORT_ERROR
+        job.listener.on_accept()
         self._waiting[job] = None
         # A server that hands an id out twice is served twice.
         self._by_response.setdefault((job.server, job.response_id), job)
@@ -124,7 +125,7 @@ class Recovery:
         """Settle the job that waits for this response, if what the application itself read says enough."""
         job = self._by_response.get((server, response.id)) if response.id is not None else None
         if job is not None and response.is_terminal and response.usage is not None:
-            self._finish(job, Retrieved(response.usage, None, response), UsageSource.OBSERVATION)
+            self._finish(job, LookupResult(response.usage, None, response), UsageSource.OBSERVATION)
 
     def drain(self, timeout_s: float) -> None:
         """Wait until nothing is pending, for so long at most; then close what is left as `shutdown`."""
@@ -143,7 +144,7 @@ class Recovery:
             if self._waiting:
                 worker.settled.wait(min(left_s, 0.1))
         for job in list(self._waiting):
-            self._finish(job, Retrieved(None, MissingReason.SHUTDOWN), UsageSource.RETRIEVAL)
+            self._finish(job, LookupResult(None, MissingReason.SHUTDOWN), UsageSource.RETRIEVAL)
 
     def stop(self, timeout_s: float) -> None:
         """Drain, refuse every later job, and end the worker."""
@@ -155,7 +156,7 @@ class Recovery:
             worker.stop(STOP_GRACE_S)
             worker.forget_places()
 
-    def _finish(self, job: Job, result: Retrieved, source: UsageSource) -> None:
+    def _finish(self, job: Job, result: LookupResult, source: UsageSource) -> None:
         job.finish(result, source)
         self._forget(job)
         if self._worker is not None:

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from .._facts.response import Response
 from .._facts.usage import MissingReason
-from .job import Retrieved
+from .job import LookupResult
 
 
 class Trouble(Enum):
@@ -54,7 +54,7 @@ class RetrievalPolicy(NamedTuple):
     transport_tries: int = 4
 
 
-RetrievalFlow: TypeAlias = Generator["Attempt | Wait", "Answer | None", Retrieved]
+RetrievalFlow: TypeAlias = Generator["Attempt | Wait", "Answer | None", LookupResult]
 
 _UNAUTHORIZED: Final = frozenset({401, 403})
 _BUSY: Final = frozenset({408, 409, 425, 429})
@@ -86,7 +86,7 @@ def retrieval_flow(response_id: str, policy: RetrievalPolicy) -> RetrievalFlow:
                 seen = response
                 if response.is_terminal or response.status is None:
                     if response.usage is not None:
-                        return Retrieved(response.usage, None, seen)
+                        return LookupResult(response.usage, None, seen)
                     reason = MissingReason.NO_USAGE
                     # A cancelled response may be charged later: its usage can still appear.
                     if response.status != "cancelled":
@@ -107,7 +107,7 @@ def retrieval_flow(response_id: str, policy: RetrievalPolicy) -> RetrievalFlow:
             wait_s = min(wait_s * 2, policy.longest_wait_s)
     except DeadlinePassed:
         pass
-    return Retrieved(None, reason, seen)
+    return LookupResult(None, reason, seen)
 
 
 def _may_recover(status: int) -> bool:

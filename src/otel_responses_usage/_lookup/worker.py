@@ -13,7 +13,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from .. import _fault
 from .._facts.usage import MissingReason, UsageSource
-from .job import Job, Retrieved
+from .job import Job, LookupResult
 from .loop import Loop, Pace, let_by
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Worker:
                 job = self._inbox.popleft()
             except IndexError:
                 break
-            job.finish(Retrieved(None, MissingReason.SHUTDOWN), UsageSource.RETRIEVAL)
+            job.finish(LookupResult(None, MissingReason.SHUTDOWN), UsageSource.RETRIEVAL)
             self._forget(job)
         self.settled.set()
 
@@ -223,7 +223,7 @@ class Worker:
         return self._wake.is_set()
 
     async def _settle(self, job: Job) -> None:
-        result = Retrieved(None, MissingReason.TRANSPORT_ERROR)
+        result = LookupResult(None, MissingReason.TRANSPORT_ERROR)
         try:
             if self._look_ups is None:
                 self._look_ups = self._load_look_ups()

@@ -145,29 +145,30 @@ class HttpSurface:
         return None if invocation is None and _making.get() is _NO_CALL else _Making(invocation)
 
 
-class _Origin:
-    """Where an answer came from: says where its response can be looked up. Each open stream holds one.
+class _AnswerSource:
+    """Where an answer came from: says where its response can be looked up. Each open stream has one.
 
-    Not the application's client: when the application drops that, it closes its connections, and must do
-    so there and then. A span that waits would put it off, and have it done on another thread.
+    It keeps no client and no request. An application that drops its client closes the connections there and
+    then, on its own thread; and the request holds the prompt.
     """
 
-    __slots__ = ("_request", "_transport")
+    __slots__ = ("_headers", "_transport", "_url")
 
     def __init__(self, http_client: Any, request: Any) -> None:
         choose = getattr(http_client, "_transport_for_url", None)
         self._transport = choose(request.url) if choose is not None else None
-        self._request = request
+        self._url = request.url
+        self._headers = request.headers
 
     def __call__(self, response_id: str) -> Target | MissingReason:
         with late_import:
             from ._retrieve import make_target
-        return make_target(self._transport, self._request, response_id)
+        return make_target(self._transport, self._url, self._headers, response_id)
 
 
 def _watch(invocation: Invocation, client: Any, response: Any) -> None:
     first = response.history[0] if response.history else response
-    if not invocation.on_answer(_Origin(client._client, first.request)):  # noqa: SLF001
+    if not invocation.on_answer(_AnswerSource(client._client, first.request)):  # noqa: SLF001
         return
     if _is_read(response):
         invocation.on_document(response.content)

@@ -98,27 +98,28 @@ class _Origin(NamedTuple):
     port: int | None
 
 
-def make_target(transport: Any, request: Any, response_id: str) -> Target | MissingReason:
+def make_target(transport: Any, url: Any, headers: Any, response_id: str) -> Target | MissingReason:
     """Return where a response can be asked for, or why it cannot.
 
     Args:
         transport: What the application's HTTP client has sent the request with.
-        request: The HTTP request that made the response, as it was sent.
+        url: The URL of the HTTP request that made the response, as it was sent.
+        headers: The headers of that request, as they were sent.
         response_id: The response; whatever is in it, it stays one segment of the path.
 
     """
-    route = _route(transport, request.url)
+    route = _route(transport, url)
     if route is None:  # what the application put in place of a transport is not known here
         return MissingReason.TRANSPORT_ERROR
-    if request.headers.get("authorization", "").startswith(_SIGNATURE):
+    if headers.get("authorization", "").startswith(_SIGNATURE):
         return MissingReason.UNAUTHORIZED  # it signs that one request
-    path, mark, query = request.url.raw_path.partition(b"?")
+    path, mark, query = url.raw_path.partition(b"?")
     path = b"%b/%b%b%b" % (path.rstrip(b"/"), quote(response_id, safe="").encode("ascii"), mark, query)
     dropped = _OF_THE_REQUEST | {name.lower().encode() for name in propagate.get_global_textmap().fields}
-    headers = [(name, value) for name, value in request.headers.raw if name.lower() not in dropped]
-    headers.append((b"accept", b"application/json"))
-    tenant = hash(tuple(request.headers.get(name) for name in _CREDENTIALS))
-    return Target(route, _origin(request.url), path, tuple(headers), tenant)
+    sent = [(name, value) for name, value in headers.raw if name.lower() not in dropped]
+    sent.append((b"accept", b"application/json"))
+    tenant = hash(tuple(headers.get(name) for name in _CREDENTIALS))
+    return Target(route, _origin(url), path, tuple(sent), tenant)
 
 
 class HttpRetriever:

@@ -10,7 +10,8 @@ from types import FunctionType
 from typing import Any, Final
 
 from .. import _fault
-from .._call.invocation import Invocation, sees_nothing
+from .._answer.reception import takes_nothing
+from .._call.invocation import Invocation
 from ._arrived import arrived
 from ._tail import async_read_on, read_on
 
@@ -82,7 +83,7 @@ class _Tap:
     def _feed_encoded(self, piece: bytes) -> int:
         # What the reader gets is the encoded piece, which cannot be divided where the plain one can.
         plain = self._decoded(piece)
-        if self._invocation.on_bytes(plain):
+        if not self._invocation.passes(plain) and self._invocation.on_piece(plain):
             self._invocation.on_held()
         return 0
 
@@ -133,12 +134,12 @@ class _SyncTap(_Tap):
 
     def _read(self) -> Iterator[bytes]:
         invocation, is_plain = self._invocation, self._decode is None
-        passes: Callable[[bytes], bool] = sees_nothing
+        passes: Callable[[bytes], bool] = takes_nothing
         try:
             self._source = iter(_behind(self._stream))
             for piece in self._source:
                 if not passes(piece):
-                    taken = invocation.on_bytes(piece) if is_plain else self._feed_encoded(piece)
+                    taken = invocation.on_piece(piece) if is_plain else self._feed_encoded(piece)
                     if taken:
                         yield piece[:taken]
                         piece = piece[taken:]
@@ -176,12 +177,12 @@ class _AsyncTap(_Tap):
 
     async def _read(self) -> AsyncGenerator[bytes, None]:
         invocation, is_plain = self._invocation, self._decode is None
-        passes: Callable[[bytes], bool] = sees_nothing
+        passes: Callable[[bytes], bool] = takes_nothing
         try:
             self._source = _behind(self._stream).__aiter__()
             async for piece in self._source:
                 if not passes(piece):
-                    taken = invocation.on_bytes(piece) if is_plain else self._feed_encoded(piece)
+                    taken = invocation.on_piece(piece) if is_plain else self._feed_encoded(piece)
                     if taken:
                         yield piece[:taken]
                         piece = piece[taken:]

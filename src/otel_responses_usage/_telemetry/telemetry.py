@@ -177,7 +177,7 @@ class Telemetry:
             self._has_listener = not isinstance(tracer, trace.NoOpTracer) or self._takes_points
         return self._has_listener
 
-    def is_heard(self, span: Span) -> bool:
+    def is_recorded(self, span: Span) -> bool:
         """Whether anybody listens: the span is recorded, or there is an SDK that takes points."""
         return span.is_recording() or self._takes_points
 
@@ -187,16 +187,9 @@ class Telemetry:
         real = getattr(self._calls, "_real_instrument", self._calls)
         return real is not None and not isinstance(real, metrics.NoOpCounter)
 
-    def hold(self, span: Span) -> None:
-        """Count a span that stays open for its usage."""
-        _try(self._count_pending, span, 1)
-
-    def release(self, span: Span, number: int = 1) -> None:
-        """Count a held span as held no more, or so many of a parent process as not held in this one."""
-        _try(self._count_pending, span, -number)
-
-    def _count_pending(self, span: Span, change: int) -> None:
-        self._pending.add(change, context=_context_of(span))
+    def add_pending(self, span: Span, change: int) -> None:
+        """Count spans that stay open for their usage: 1 for one more, -1 for one less."""
+        _try(self._pending.add, change, None, _context_of(span))
 
     def count_circuit(self, address: str, port: int | None, change: int) -> None:
         """Count a circuit that opens, by 1, or closes, by -1."""
