@@ -78,7 +78,9 @@ class Tally:
 
 
 def feed(reader: EventReader, piece: bytes) -> None:
-    """Feed a piece as its owner does: what is not taken at first is handed in once more, and then taken."""
+    """Feed a piece as its owner does: on the fast path first; what is not taken is handed in once more."""
+    if reader.repeats(piece):
+        return
     taken = reader.feed(piece)
     assert 0 <= taken < max(1, len(piece))
     if taken:
