@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import openai
 import pytest
@@ -17,14 +18,15 @@ from conftest import Instrument, Serve
 from embedded.answer import Answer, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Wait
 from embedded.responses_api import Plan, ResponsesAPI, error
-from observed import Observed, eventually
+from observed import Observed
 from otel_responses_usage import ResponsesUsageInstrumentor
+from otel_responses_usage._facts.request import Server
 from otel_responses_usage._facts.response import Response
 from otel_responses_usage._facts.usage import MissingReason, Usage
 from otel_responses_usage._lookup import lookups as _lookup
 from otel_responses_usage._lookup.circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
-from otel_responses_usage._lookup.job import Endpoint, LookupResult
-from otel_responses_usage._lookup.lookups import Circuits
+from otel_responses_usage._lookup.job import Endpoint, Job, LookupRequest, LookupResult
+from otel_responses_usage._lookup.lookups import Admission, Circuits, LookUp
 from otel_responses_usage._lookup.retrieval import RetrievalPolicy
 
 ALIVE, NOT_FOUND, FUTILE, NOTHING = Verdict.ALIVE, Verdict.NOT_FOUND, Verdict.FUTILE, Verdict.NOTHING
@@ -366,23 +368,6 @@ def test_a_server_that_comes_back_is_used_again(serve: Serve, watched: Observed,
     assert watched.tokens() == {"input": (4, 28), "output": (4, 84)}
 
 
-def test_a_circuit_ends_with_the_worker_that_opened_it(serve: Serve, watched: Observed) -> None:
-    """Where the worker dies, its circuits are not counted as open for ever; the next one learns by itself."""
-    ledger: Any = ResponsesUsageInstrumentor()._ledger
-
-    def die() -> None:
-        raise SystemExit
-
-    server = serve(ResponsesAPI(Luck().plan))
-    with closing(Caller(watched, server)) as caller:
-        assert caller.results(5) == ["not_found"] * 5
-        assert open_circuits(watched) == {port_of(server): 1}
-        ledger._recovery._worker._call(die)
-        eventually(lambda: open_circuits(watched) == {}, "no circuit is open")
-        assert caller.results(1) == ["not_found"]
-    assert gets(server) == (5 + 1) * 4
-
-
 def test_a_trial_in_vain_costs_one_look_up_for_a_longer_pause(
     serve: Serve, watched: Observed, clock: Clock
 ) -> None:
@@ -543,54 +528,66 @@ def test_no_circuit_is_open_when_nobody_looks(
     assert open_circuits(watched) == {}
 
 
+class Queue:
+    """Circuits as look-ups use them, and what these would do next."""
+
+    def __init__(self) -> None:
+        self.advanced: list[LookUp] = []
+        self.circuits = Circuits(lambda *_: None, self._put)
+
+    def _put(self, callback: Callable[[], float | None], after_s: float = 0.0) -> None:
+        assert after_s == 0
+        self.advanced.append(callback.__self__)  # type: ignore[attr-defined]
+
+    def admit(self, address: str, lookup: LookUp | None = None) -> tuple[LookUp, Admission]:
+        lookup = lookup or a_lookup()
+        return lookup, self.circuits.admit(at(address), lookup)
+
+    def touch_others(self) -> None:
+        for number in range(300):
+            self.circuits.learn(at(f"other-{number}"), a_lookup(), NOTHING)
+
+
 def at(address: str) -> Endpoint:
     return Endpoint(address, 443, background=False, tenant=0)
 
 
-def test_a_place_that_was_forgotten_gets_its_turns_anew() -> None:
-    """Whoever fails now and then, among very many places, is asked on."""
-
-    async def main() -> None:
-        circuits = Circuits(lambda *_: None)
-        for _ in range(12):
-            assert await circuits.enter(at("seldom"), 1.0) is not None
-            circuits.learn(at("seldom"), Verdict.NOT_FOUND, is_trial=False)
-            for number in range(300):
-                circuits.of(at(f"other-{number}"))
-
-    asyncio.run(main())
+def a_lookup() -> LookUp:
+    job = Job(Server("openai", None, None), "resp_1", 10.0, cast("Any", None))
+    lookups = SimpleNamespace(policy=RetrievalPolicy())
+    return LookUp(cast("Any", lookups), job, LookupRequest(at("any"), SimpleNamespace(tenant=0)))
 
 
-def test_who_waits_at_a_place_that_is_forgotten_gets_a_turn() -> None:
-    """The turns of a place are those of whoever comes first, also after it was forgotten."""
-
-    async def main() -> None:
-        circuits = Circuits(lambda *_: None)
-        turns = [await circuits.enter(at("slow"), 1.0) for _ in range(5)]
-        waiting = [asyncio.create_task(circuits.enter(at("slow"), 0.2)) for _ in range(6)]
-        await asyncio.sleep(0.01)
-        assert None not in turns
-        assert not any(task.done() for task in waiting)
-        for number in range(300):
-            circuits.of(at(f"other-{number}"))
-        assert [turn is None for turn in await asyncio.gather(*waiting)].count(True) == 1
-
-    asyncio.run(main())
+def test_an_endpoint_that_was_forgotten_gets_its_slots_anew() -> None:
+    """Look-ups that fail now and then, among those of very many endpoints, are still made."""
+    queue = Queue()
+    for _ in range(12):
+        lookup, admission = queue.admit("seldom")
+        assert admission is Admission.ADMITTED
+        queue.circuits.leave(at("seldom"), lookup, NOT_FOUND)
+        queue.touch_others()
 
 
-def test_a_turn_that_comes_too_late_is_the_next_one_s() -> None:
-    """A look-up that is cancelled in the very moment of its turn does not keep it."""
+def test_look_ups_queued_at_an_endpoint_that_is_forgotten_are_advanced() -> None:
+    """None of them waits for ever; the first ones get the slots."""
+    queue = Queue()
+    assert [queue.admit("slow")[1] for _ in range(5)] == [Admission.ADMITTED] * 5
+    waiting = [queue.admit("slow") for _ in range(6)]
+    assert {admission for _, admission in waiting} == {Admission.QUEUED}
+    queue.touch_others()
+    assert queue.advanced == [lookup for lookup, _ in waiting]
+    again = [queue.admit("slow", lookup)[1] for lookup in queue.advanced]
+    assert again == [Admission.ADMITTED] * 5 + [Admission.QUEUED]
 
-    async def main() -> None:
-        circuits = Circuits(lambda *_: None)
-        for steps in range(4):
-            late = asyncio.create_task(circuits.enter(at("here"), 1.0))
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            if late.cancel():
-                await asyncio.wait([late])
-            else:
-                (await late).leave()  # type: ignore[union-attr]
-        assert None not in [await circuits.enter(at("here"), 0.1) for _ in range(5)]
 
-    asyncio.run(main())
+def test_a_look_up_from_which_nothing_is_learned_leaves_its_slot_to_the_next() -> None:
+    """One that was settled otherwise makes room for one other."""
+    queue = Queue()
+    first, *_ = [queue.admit("slow")[0] for _ in range(5)]
+    second, third = queue.admit("slow")[0], queue.admit("slow")[0]
+    queue.circuits.leave(at("slow"), first, NOTHING)
+    assert queue.advanced == [second]
+    assert queue.admit("slow", second)[1] is Admission.ADMITTED
+    queue.circuits.learn(at("slow"), second, ALIVE)
+    assert queue.advanced == [second, third]
+    assert queue.admit("slow", third)[1] is Admission.ADMITTED

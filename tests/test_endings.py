@@ -1242,25 +1242,19 @@ def test_a_full_queue_harms_no_stream(runtime: Runtime, instrument: Instrument, 
 
 
 class Mortal:
-    """Makes the requests of look-ups, but for the first ones; with the last of these its thread dies."""
+    """Makes the requests of look-ups, but for the first ones: each of these ends the thread it runs on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, in_hand: int) -> None:
         self.left = in_hand
         get = HttpRetriever.get
 
-        async def get_or_die(retriever: HttpRetriever, *args: Any) -> Any:
+        def get_or_die(retriever: HttpRetriever, *args: Any) -> Any:
             if not self.left:
-                return await get(retriever, *args)
+                return get(retriever, *args)
             self.left -= 1
-            if not self.left:
-                asyncio.get_running_loop().call_soon(self._die)
-            return await asyncio.sleep(60)
+            raise SystemExit
 
         monkeypatch.setattr(HttpRetriever, "get", get_or_die)
-
-    @staticmethod
-    def _die() -> None:
-        raise SystemExit
 
 
 @both
@@ -1303,7 +1297,7 @@ def no_file_descriptor_left() -> Iterator[None]:
 def test_a_process_without_file_descriptors_loses_one_look_up(
     leave: str, observed: Observed, serve: Serve
 ) -> None:
-    """Where no worker can be made, the call says so; the next one is looked up by a worker as ever."""
+    """Where no connection can be made, the call says so; the next one is looked up as ever."""
     with client_of(SYNC, serve(ResponsesAPI(lambda _: HALF))) as client:
         for done in (1, 2):
             streams = [client.responses.create(**ASKED)]
@@ -1317,38 +1311,24 @@ def test_a_process_without_file_descriptors_loses_one_look_up(
     lost, found = sorted(observed.spans(2), key=lambda span: "source" in told(span))
     assert told(lost)["missing"] == "transport_error"
     assert told(found) == (looked_up("closed") if leave == "close" else FOUND)
-    assert faults(observed) >= 1
+    assert faults(observed) == 0
     assert observed.pending() == 0
 
 
-def test_a_dying_worker_takes_no_call_with_it(
-    observed: Observed, serve: Serve, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_concurrency", [1, 8])
+def test_a_dying_thread_takes_no_other_call_with_it(
+    max_concurrency: int, instrument: Instrument, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls that are cut while a worker puts its things away are told soon, and not forgotten."""
-    held_up = {finished: (threading.Event(), threading.Event()) for finished in (2, 3)}
-
-    class HoldUp(SpanProcessor):
-        """Holds the worker up while it ends the second span, and the third."""
-
-        def on_end(self, span: ReadableSpan) -> None:  # noqa: ARG002  # the interface's signature
-            if threading.current_thread().name == THREAD_NAME and observed.finished in held_up:
-                reached, released = held_up[observed.finished]
-                reached.set()
-                released.wait(10)
-
+    """Calls that wait behind one whose thread dies are looked up by the next thread."""
+    observed = instrument(max_concurrency=max_concurrency)
     mortal = Mortal(monkeypatch, in_hand=2)
-    observed.tracer_provider.add_span_processor(HoldUp())
     server = serve(ResponsesAPI(lambda _: replace(CUT, answer=replace(ANSWER, id=new_id()))))
     with client_of(SYNC, server) as client:
-        SYNC.drive(lambda: read_all(client))
-        eventually(lambda: mortal.left == 1, "a look-up under way")
-        SYNC.drive(lambda: read_all(client))
-        for reached, released in held_up.values():
-            assert reached.wait(10)
+        for _ in range(6):
             SYNC.drive(lambda: read_all(client))
-            released.set()
-        observed.spans(4)
-    assert sum(observed.calls().values()) == 4
+        observed.spans(6)
+    assert mortal.left == 0
+    assert observed.calls() == {"shutdown": 2, "retrieval": 4}
     assert observed.pending() == 0
     gc.collect()
 

@@ -16,8 +16,8 @@ from otel_responses_usage._lookup.retrieval import (
     Answer,
     Attempt,
     DeadlinePassed,
+    Failure,
     RetrievalPolicy,
-    Trouble,
     Wait,
     retrieval_flow,
 )
@@ -36,8 +36,8 @@ def http(status: int, retry_after_s: float | None = None) -> Answer:
     return Answer(status, retry_after_s=retry_after_s)
 
 
-UNREACHABLE = Answer(trouble=Trouble.TRANSPORT)
-SILENT = Answer(trouble=Trouble.TIMEOUT)
+UNREACHABLE = Answer(failure=Failure.TRANSPORT)
+SILENT = Answer(failure=Failure.TIMEOUT)
 DONE = ok("completed", BILLED)
 
 

@@ -68,8 +68,8 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         )
         recovery = Recovery(
             config,
-            lambda: make_retriever(config.max_concurrency),
-            lambda place, change: telemetry.count_circuit(place.address, place.port, change),
+            make_retriever,
+            lambda endpoint, change: telemetry.count_circuit(endpoint.address, endpoint.port, change),
         )
         _fault.count_with(telemetry.count_fault)
         ledger = self._ledger = Ledger(config, telemetry, recovery)

@@ -328,8 +328,7 @@ class Invocation:
         patience_s = config.background_timeout if request.background else config.retrieval_timeout
         self._unsettled = _Unsettled(ending, end_ns, self._make_target)
         response_id = str(self._reception.state.response.id)
-        deadline = time.monotonic() + patience_s - self._seconds_since(end_ns)
-        refusal = self._services.recovery.submit(Job(request.server, response_id, deadline, self))
+        refusal = self._services.recovery.submit(Job(request.server, response_id, patience_s, self))
         if refusal is not None:
             self._unsettled = None
         return refusal

@@ -1,4 +1,4 @@
-"""Knowing a server that has no answers, and asking it only now and then."""
+"""A circuit breaker per endpoint: stops look-ups at servers that do not store responses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .job import LookupResult
 
 
 class CircuitPolicy(NamedTuple):
-    """When a circuit opens, and for how long in seconds; each trial in vain doubles the time."""
+    """When a circuit opens, and for how many seconds. Each failed trial doubles the time."""
 
     failures: int = 5
     first_pause_s: float = 5.0
@@ -18,7 +18,7 @@ class CircuitPolicy(NamedTuple):
 
 
 class Verdict(Enum):
-    """What a look-up says of the server it was made at."""
+    """What the result of a look-up says about its endpoint."""
 
     ALIVE = "alive"
     NOT_FOUND = "not_found"
@@ -26,7 +26,7 @@ class Verdict(Enum):
     NOTHING = "nothing"
 
 
-# What a server without stored responses, or one out of reach, makes of every look-up.
+# How a look-up ends, at a server that works, and at one that stores nothing or cannot be reached.
 _VERDICTS: Final = {
     None: Verdict.ALIVE,
     MissingReason.NO_USAGE: Verdict.ALIVE,
@@ -39,7 +39,7 @@ _VERDICTS: Final = {
 
 
 def verdict_of(result: LookupResult) -> Verdict:
-    """Judge a look-up for which the server was asked. One that showed the response is no failure of its."""
+    """Classify the result of a look-up. A result that contains the response counts as success."""
     if result.response is not None:
         return Verdict.ALIVE
     return _VERDICTS.get(result.reason, Verdict.NOTHING)
@@ -54,12 +54,11 @@ class Change(Enum):
 
 
 class Circuit:
-    """Whether look-ups at one place are worth a request.
+    """The circuit breaker of one endpoint.
 
-    It opens after some look-ups in a row that brought nothing, lets one pass as a trial when its pause
-    is over, and closes with the first that brings something. A server that has once had a response does
-    store them: from then on a 404 speaks of that one response. Times in seconds come in: there is no
-    clock here.
+    It opens after some failed look-ups in a row. After a pause it lets one look-up pass as a trial, and a
+    success closes it. A server that has once returned a response does store them: from then on a 404 is no
+    failure. It has no clock: its caller gives the time in seconds.
     """
 
     __slots__ = ("_failures", "_has_answered", "_open_until", "_pause_s", "_policy", "_trying")
@@ -73,24 +72,24 @@ class Circuit:
         self._trying = False
 
     @property
-    def on_probation(self) -> bool:
-        """Whether nothing is known of the server: it has neither answered nor failed often enough."""
+    def is_unknown(self) -> bool:
+        """Whether the server has neither answered yet nor failed often enough."""
         return not (self._has_answered or self.is_open)
 
     @property
     def is_open(self) -> bool:
-        """Whether look-ups are refused, but for a trial now and then."""
+        """Whether look-ups are refused, except for trials."""
         return self._open_until is not None
 
     def begin_trial(self, now: float) -> bool:
-        """Whether a look-up may be made though the circuit is open. It ends with `learn`."""
+        """Return whether a look-up may be the trial of an open circuit. The trial ends with `learn`."""
         if self._trying or self._open_until is None or now < self._open_until:
             return False
         self._trying = True
         return True
 
     def learn(self, verdict: Verdict, now: float, *, is_trial: bool) -> Change:
-        """Take the verdict of a look-up."""
+        """Take the verdict of a look-up, and return what it did to the circuit."""
         if is_trial:
             self._trying = False
         if verdict is Verdict.ALIVE:

@@ -72,18 +72,18 @@ class Job:
     Attributes:
         server: The server that the application's call went to.
         response_id: The response to ask for.
-        deadline: When to give up, by `time.monotonic`.
+        patience_s: How long to ask. Time in which it is not asked does not count.
         listener: The call that gets the result.
         attempts: Requests made so far.
 
     """
 
-    __slots__ = ("_open", "attempts", "deadline", "listener", "response_id", "server")
+    __slots__ = ("_open", "attempts", "listener", "patience_s", "response_id", "server")
 
-    def __init__(self, server: Server, response_id: str, deadline: float, listener: LookupListener) -> None:
+    def __init__(self, server: Server, response_id: str, patience_s: float, listener: LookupListener) -> None:
         self.server = server
         self.response_id = response_id
-        self.deadline = deadline
+        self.patience_s = patience_s
         self.listener = listener
         self.attempts = 0
         self._open: list[None] = [None]

@@ -1,235 +1,286 @@
-"""How jobs are done: whom to ask, when, and whom no more. Loaded with the first of them."""
+"""Runs look-ups: sends the requests, applies retries and the circuit breaker. Loaded with the first job."""
 
 from __future__ import annotations
 
-import asyncio
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Final, Protocol
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from .. import _fault
 from .._facts.usage import MissingReason
 from .circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
-from .job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
-from .loop import let_by
-from .retrieval import Answer, Attempt, DeadlinePassed, RetrievalPolicy, Trouble, retrieval_flow
+from .job import Endpoint, Job, LookupRequest, LookupResult
+from .retrieval import Answer, Attempt, DeadlinePassed, Failure, RetrievalPolicy, Wait, retrieval_flow
+
+_SHORTEST_TIMEOUT_S: Final = 0.01
 
 
 class Retriever(Protocol):
-    """Makes the requests; lives on the worker's event loop."""
+    """Sends the requests. Any thread may call any method at any time."""
 
-    async def get(self, target: Any, timeout_s: float) -> Answer:
+    def get(self, target: Any, timeout_s: float) -> Answer:
         """Ask once for a response. Never raises for what a server or a network can do."""
         ...
 
-    async def aclose(self) -> None:
-        """Close every connection; it may be asked again."""
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        ...
+
+    def interrupt(self) -> None:
+        """End the requests that are under way."""
         ...
 
 
+class Put(Protocol):
+    """Has a callback run on a thread of the look-ups; see `Workers.put`."""
+
+    def __call__(self, callback: Callable[[], float | None], after_s: float = 0.0) -> None: ...
+
+
 class LookUps:
-    """Does jobs, each in a task of its own, on the worker's event loop."""
+    """Runs jobs on the threads of the look-ups: a callback for each request.
+
+    Attributes:
+        retriever: Sends the requests.
+        policy: The patience of a look-up.
+        circuits: The circuit breakers.
+        put: Has a callback run on a thread of the look-ups.
+        finish: Takes the result of a job.
+
+    """
 
     def __init__(
-        self, max_concurrency: int, retriever: Retriever, on_circuit: Callable[[Endpoint, int], None]
+        self,
+        retriever: Retriever,
+        put: Put,
+        finish: Callable[[Job, LookupResult], None],
+        on_circuit: Callable[[Endpoint, int], None],
     ) -> None:
-        self._slots = asyncio.Semaphore(max_concurrency)
-        self._retriever = retriever
-        self._policy = RetrievalPolicy()
-        self._circuits = Circuits(on_circuit)
-        self._asking: set[Job] = set()
+        self.retriever = retriever
+        self.policy = RetrievalPolicy()
+        self.put = put
+        self.finish = finish
+        self.circuits = Circuits(on_circuit, put)
 
-    def is_asking(self, job: Job) -> bool:
-        """Whether a request is under way."""
-        return job in self._asking
+    def start(self, job: Job) -> None:
+        """Begin a job, and send its first request unless it has to wait for others."""
+        request = job.listener.on_begin(job)
+        if isinstance(request, MissingReason):
+            self.finish(job, LookupResult(None, request))
+            return
+        lookup = LookUp(self, job, request)
+        wait_s = lookup.advance()
+        if wait_s is not None:
+            self.put(lookup.advance, wait_s)
 
-    async def aclose(self) -> None:
-        """Close every connection; jobs may come again."""
-        await self._retriever.aclose()
 
-    def forget_places(self) -> None:
-        """Begin anew with every place."""
-        self._circuits.clear()
+class LookUp:
+    """One look-up under way. One thread at a time advances it.
 
-    async def do(self, job: Job) -> LookupResult:
-        """Drive the flow of one job, unless the circuit of its place is open."""
-        aim = job.listener.on_begin(job)
-        await let_by()
-        if isinstance(aim, MissingReason):
-            return LookupResult(None, aim)
-        trial = _Trial()
-        result: LookupResult | None = None
-        probation: _Probation | None = None
+    Attributes:
+        has_seen: It has been shown its response, and may ask again whatever happens to the circuit.
+        has_slot: It is one of the first at an endpoint of which nothing is known.
+        is_trial: It is the trial of an open circuit.
+
+    """
+
+    __slots__ = (
+        "_attempt",
+        "_flow",
+        "_is_judged",
+        "_job",
+        "_left_s",
+        "_lookups",
+        "_request",
+        "has_seen",
+        "has_slot",
+        "is_trial",
+    )
+
+    def __init__(self, lookups: LookUps, job: Job, request: LookupRequest) -> None:
+        self._lookups = lookups
+        self._job = job
+        self._request = request
+        # Requests and the pauses between them use it up. What else takes time is not the server's doing.
+        self._left_s = job.patience_s
+        self._flow = retrieval_flow(job.response_id, lookups.policy)
+        self._attempt: Attempt | None = None  # due, and not made yet
+        self._is_judged = True  # the circuit breaker learns of the result
+        self.has_seen = False
+        self.has_slot = False
+        self.is_trial = False
+
+    def advance(self) -> float | None:
+        """Send the next request.
+
+        Returns:
+            After how many seconds to advance again. `None` if there is a result, or if the look-up waits
+            for others at its endpoint: `Circuits` has it advanced then.
+
+        """
         try:
-            left_s = max(0.0, job.deadline - time.monotonic())
-            probation = await self._circuits.enter(aim.endpoint, left_s)
-            result = await self._drive(job, aim, trial)
-        finally:
-            judged = job.is_open and result is not None and job.attempts > 0
-            verdict = verdict_of(result) if judged and result is not None else Verdict.NOTHING
-            self._circuits.learn(aim.endpoint, verdict, is_trial=trial.is_held)
-            # One that has failed keeps its turn: the next may begin only where nothing was learned.
-            if probation is not None and verdict is Verdict.NOTHING:
-                probation.leave()
-        return result
-
-    async def _drive(self, job: Job, aim: LookupRequest, trial: _Trial) -> LookupResult:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101
-        flow = retrieval_flow(job.response_id, self._policy)
-        left_s = max(0.0, job.deadline - time.monotonic())
-        at_deadline = asyncio.get_running_loop().call_later(left_s, task.cancel)
-        try:
-            step = next(flow)
-            while True:
-                # `wait_for` may swallow the cancellation that comes together with its result.
-                if time.monotonic() >= job.deadline or not job.is_open:
-                    raise asyncio.CancelledError  # noqa: TRY301
-                if isinstance(step, Attempt):
-                    async with self._slots:
-                        if not trial.admits(self._circuits.of(aim.endpoint)):
-                            return LookupResult(None, MissingReason.CIRCUIT_OPEN)
-                        job.attempts += 1
-                        self._asking.add(job)
-                        try:
-                            answer = await _attempt(self._retriever, aim.target, step.timeout_s)
-                        finally:
-                            self._asking.discard(job)
-                        seen = answer.response if answer.status == 200 else None
-                        if seen is not None and seen.id == job.response_id:
-                            trial.has_seen = True
-                            self._circuits.learn(aim.endpoint, Verdict.ALIVE, is_trial=trial.is_held)
-                        step = flow.send(answer)
-                else:
-                    await asyncio.sleep(step.seconds)
-                    step = flow.send(None)
-        except asyncio.CancelledError:
-            try:
-                flow.throw(DeadlinePassed())
-            except StopIteration as end:
-                return _result(end)
-            raise
+            if self._job.is_open:
+                return self._advance()
+            self._end(None)  # the application itself was shown the usage, or the process ends
         except StopIteration as end:
-            return _result(end)
-        finally:
-            at_deadline.cancel()
+            self._end(end.value)
+        except Exception:
+            _fault.report("looking a response up")
+            self._end(LookupResult(None, MissingReason.TRANSPORT_ERROR))
+        except BaseException:  # the thread ends: gevent kills it, or Ctrl-C reached it
+            self._end(LookupResult(None, MissingReason.SHUTDOWN))
+            raise
+        return None
+
+    def _advance(self) -> float | None:
+        attempt = self._attempt = self._attempt or self._next_attempt()
+        admission = self._lookups.circuits.admit(self._request.endpoint, self)
+        if admission is Admission.QUEUED:
+            return None
+        if admission is Admission.REFUSED:
+            self._end(LookupResult(None, MissingReason.CIRCUIT_OPEN))
+            return None
+        self._attempt = None
+        pause = self._flow.send(self._ask(attempt))
+        assert isinstance(pause, Wait)  # noqa: S101  # after each answer
+        pause_s = max(0.0, min(pause.seconds, self._left_s))
+        self._left_s -= pause.seconds
+        return pause_s
+
+    def _next_attempt(self) -> Attempt:
+        is_new = self._job.attempts == 0
+        if not is_new and self._left_s <= 0:
+            step = self._flow.throw(DeadlinePassed())
+        else:
+            step = self._flow.send(None)
+        assert isinstance(step, Attempt)  # noqa: S101  # at first, and after each pause
+        return step
+
+    def _ask(self, attempt: Attempt) -> Answer:
+        job, began = self._job, time.monotonic()
+        job.attempts += 1
+        timeout_s = max(_SHORTEST_TIMEOUT_S, min(attempt.timeout_s, self._left_s))
+        with suppress_instrumentation():
+            answer = self._lookups.retriever.get(self._request.target, timeout_s)
+        self._left_s -= time.monotonic() - began
+        self._is_judged = answer.failure is not Failure.RESOURCES
+        if answer.status == 200 and answer.response is not None and answer.response.id == job.response_id:
+            self.has_seen = True
+            self._lookups.circuits.learn(self._request.endpoint, self, Verdict.ALIVE)
+        return answer
+
+    def _end(self, result: LookupResult | None) -> None:
+        job, verdict = self._job, Verdict.NOTHING
+        if result is not None and job.is_open and job.attempts and self._is_judged:
+            verdict = verdict_of(result)
+        self._lookups.circuits.leave(self._request.endpoint, self, verdict)
+        if result is not None:
+            self._lookups.finish(job, result)
+
+
+class Admission(Enum):
+    """Whether a look-up may send a request now."""
+
+    ADMITTED = "admitted"
+    QUEUED = "queued"
+    REFUSED = "refused"
 
 
 class Circuits:
-    """The circuits of the places asked lately.
+    """The circuit breakers of the endpoints asked lately. Any thread may call any method.
 
-    Of a place that nothing is known of, only as many look-ups are under way as it takes to know: the
-    first streams that a server without stored responses loses cost a handful of requests, however many
-    are lost at once.
+    At an endpoint of which nothing is known only so many look-ups are under way as its circuit takes to
+    open. The others wait. So a server without stored responses gets a handful of requests, however many
+    streams it loses at once.
     """
 
     _MOST: Final = 256
 
-    def __init__(self, on_change: Callable[[Endpoint, int], None]) -> None:
+    def __init__(self, on_change: Callable[[Endpoint, int], None], put: Put) -> None:
         self._on_change = on_change
+        self._put = put
         self._policy = CircuitPolicy()
-        self._circuits: dict[Endpoint, Circuit] = {}
-        self._probations: dict[Endpoint, _Probation] = {}
+        self._lock = threading.Lock()
+        self._entries: dict[Endpoint, _Entry] = {}
 
-    def of(self, place: Endpoint) -> Circuit:
-        """Return the circuit of a place."""
-        circuit = self._circuits.pop(place, None) or Circuit(self._policy)
-        self._circuits[place] = circuit  # last used, last in the order
-        if len(self._circuits) > self._MOST:
-            oldest, forgotten = next(iter(self._circuits.items()))
-            del self._circuits[oldest]
-            self._end_probation(oldest)
-            if forgotten.is_open:
-                self._on_change(oldest, Change.CLOSED.value)
-        return circuit
+    def admit(self, endpoint: Endpoint, lookup: LookUp) -> Admission:
+        """Say whether a look-up may send a request. One that is queued is advanced when its turn has come."""
+        with self._lock:
+            entry = self._entry(endpoint)
+            circuit = entry.circuit
+            if lookup.has_seen or lookup.is_trial:
+                return Admission.ADMITTED
+            if circuit.is_open:
+                lookup.is_trial = circuit.begin_trial(time.monotonic())
+                return Admission.ADMITTED if lookup.is_trial else Admission.REFUSED
+            if circuit.is_unknown and not lookup.has_slot:
+                if not entry.free_slots:
+                    entry.queued.append(lookup)
+                    return Admission.QUEUED
+                entry.free_slots -= 1
+                lookup.has_slot = True
+            return Admission.ADMITTED
 
-    def learn(self, place: Endpoint, verdict: Verdict, *, is_trial: bool) -> None:
-        """Take what a look-up says of a place."""
-        circuit = self.of(place)
-        change = circuit.learn(verdict, time.monotonic(), is_trial=is_trial)
-        if change is not Change.NONE:
-            self._on_change(place, change.value)
-        if not circuit.on_probation:
-            self._end_probation(place)
+    def learn(self, endpoint: Endpoint, lookup: LookUp, verdict: Verdict) -> None:
+        """Take what a look-up says of its endpoint."""
+        with self._lock:
+            self._learn(endpoint, lookup, verdict)
 
-    async def enter(self, place: Endpoint, timeout_s: float) -> _Probation | None:
-        """Wait for one's turn at a place that is on probation; `None` where it is not, or no turn came."""
-        deadline = time.monotonic() + timeout_s
-        while self.of(place).on_probation:
-            probation = self._probations.setdefault(place, _Probation(self._policy.failures))
-            if await probation.enter(max(0.0, deadline - time.monotonic())):
-                return probation
-            if not probation.over.is_set():
-                break
-        return None
+    def leave(self, endpoint: Endpoint, lookup: LookUp, verdict: Verdict) -> None:
+        """The same, of a look-up that sends no further request.
 
-    def _end_probation(self, place: Endpoint) -> None:
-        if place in self._probations:
-            self._probations.pop(place).over.set()
+        One that has failed keeps its slot. The next one may begin only where nothing was learned.
+        """
+        with self._lock:
+            entry = self._learn(endpoint, lookup, verdict)
+            if lookup.has_slot and verdict is Verdict.NOTHING:
+                entry.free_slots += 1
+                self._advance(entry, 1)
 
     def clear(self) -> None:
-        """Forget every place. Two threads may do so at once, where one has waited for the other in vain."""
-        circuits, self._circuits = self._circuits, {}
-        for place, circuit in circuits.items():
-            if circuit.is_open:
-                self._on_change(place, Change.CLOSED.value)
+        """Forget every endpoint."""
+        with self._lock:
+            while self._entries:
+                self._forget(next(iter(self._entries)))
+
+    def _learn(self, endpoint: Endpoint, lookup: LookUp, verdict: Verdict) -> _Entry:
+        entry = self._entry(endpoint)
+        change = entry.circuit.learn(verdict, time.monotonic(), is_trial=lookup.is_trial)
+        if change is not Change.NONE:
+            self._on_change(endpoint, change.value)
+        if not entry.circuit.is_unknown:
+            self._advance(entry, len(entry.queued))
+        return entry
+
+    def _advance(self, entry: _Entry, number: int) -> None:
+        for _ in range(min(number, len(entry.queued))):
+            self._put(entry.queued.popleft().advance)
+
+    def _entry(self, endpoint: Endpoint) -> _Entry:
+        entry = self._entries.pop(endpoint, None) or _Entry(Circuit(self._policy), self._policy.failures)
+        self._entries[endpoint] = entry  # last used, last in the order
+        if len(self._entries) > self._MOST:
+            self._forget(next(iter(self._entries)))
+        return entry
+
+    def _forget(self, endpoint: Endpoint) -> None:
+        entry = self._entries.pop(endpoint)
+        self._advance(entry, len(entry.queued))
+        if entry.circuit.is_open:
+            self._on_change(endpoint, Change.CLOSED.value)
 
 
-class _Probation:
-    """Lets a few in until it is over, and then everybody."""
+class _Entry:
+    """The circuit breaker of one endpoint, and the look-ups that wait until something is known of it."""
 
-    def __init__(self, places: int) -> None:
-        self.over = asyncio.Event()
-        self._free = asyncio.Semaphore(places)
+    __slots__ = ("circuit", "free_slots", "queued")
 
-    async def enter(self, timeout_s: float) -> bool:
-        turn = asyncio.ensure_future(self._free.acquire())
-        over = asyncio.ensure_future(self.over.wait())
-        has_turn = False
-        try:
-            await asyncio.wait((turn, over), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            has_turn = turn.done() and not self.over.is_set()
-            return has_turn
-        finally:
-            if not has_turn and not turn.cancel():
-                self.leave()  # the turn came too late
-            over.cancel()
-
-    def leave(self) -> None:
-        self._free.release()
-
-
-class _Trial:
-    """Whether one look-up may ask: it may for good once it has seen its response."""
-
-    def __init__(self) -> None:
-        self.is_held = False
-        self.has_seen = False
-
-    def admits(self, circuit: Circuit) -> bool:
-        if self.has_seen or self.is_held or not circuit.is_open:
-            return True
-        self.is_held = circuit.begin_trial(time.monotonic())
-        return self.is_held
-
-
-async def _attempt(retriever: Retriever, target: LookupTarget, timeout_s: float) -> Answer:
-    try:
-        return await asyncio.wait_for(_ask(retriever, target, timeout_s), timeout_s)
-    except asyncio.TimeoutError:
-        return Answer(trouble=Trouble.TIMEOUT)
-
-
-async def _ask(retriever: Retriever, target: LookupTarget, timeout_s: float) -> Answer:
-    try:
-        return await retriever.get(target, timeout_s)
-    except asyncio.CancelledError:
-        raise
-    except BaseException:  # some of it would end the loop, and every other look-up with it
-        _fault.report("asking for a response")
-        return Answer(trouble=Trouble.TRANSPORT)
-
-
-def _result(end: StopIteration) -> LookupResult:
-    result: LookupResult = end.value
-    return result
+    def __init__(self, circuit: Circuit, free_slots: int) -> None:
+        self.circuit = circuit
+        self.free_slots = free_slots
+        self.queued: deque[LookUp] = deque()

@@ -1,4 +1,4 @@
-"""Look-ups in the background: one thread, a bounded number of jobs, a deadline for each."""
+"""Look-ups in the background: a bounded number of jobs, each with a time limit, on threads of their own."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from .._facts.response import Response
 from .._facts.usage import MissingReason, UsageSource
 from .imports import late_import
 from .job import Endpoint, Job, LookupResult
-from .worker import STOP_GRACE_S, Worker
+from .worker import Workers
 
 if TYPE_CHECKING:
     from .lookups import LookUps, Retriever
 
-# Each stands for a call that has ended: some kilobytes.
-_MOST_ERRANDS: Final = 16_384
+# How long a stopping thread may take.
+_STOP_GRACE_S: Final = 1.0
+# A thread that waits for jobs looks so often whether threads are still there.
+_CHECK_S: Final = 0.05
 
 
 class Recovery:
     """Looks responses up until their usage is known or their time is up.
 
-    Nothing here makes a caller wait except `drain` and `stop`. The worker thread is started by the first
-    job, and is a daemon: a process can always exit.
+    Only `drain` and `stop` make a caller wait. Threads are started by the first job and are daemons: the
+    process can always exit.
     """
 
     def __init__(
@@ -43,78 +45,67 @@ class Recovery:
         self._config = config
         self._make_retriever = make_retriever
         self._on_circuit = on_circuit
-        self._start_anew()
+        self._reset()
 
     def begin_anew(self) -> tuple[int, Callable[[], None]]:
-        """Leave to the parent process its jobs, thread and sockets.
+        """Leave the jobs, threads and sockets to the parent process. Called in a forked child.
 
         Returns:
-            How many spans it held, and a function that reports its open circuits as closed.
+            How many spans waited for their usage, and a function that reports open circuits as closed.
 
         """
-        held, worker = len(self._waiting), self._worker
-        self._start_anew()
-        return held, worker.forget_places if worker is not None else lambda: None
+        pending, lookups = len(self._waiting), self._lookups
+        self._reset()
+        return pending, lookups.circuits.clear if lookups is not None else lambda: None
 
-    def _start_anew(self) -> None:
-        # A signal handler of the application's may come back here.
-        self._starting = threading.RLock()
-        self._worker: Worker | None = None
-        # Jobs that are not settled. Only single dict operations touch them, so no thread needs a lock.
-        self._waiting: dict[Job, None] = {}
+    def _reset(self) -> None:
+        # Only single operations of `dict` and `deque` touch these, so no thread needs a lock.
+        self._workers: dict[None, Workers] = {}
+        self._waiting: dict[Job, None] = {}  # without a result
         self._by_response: dict[tuple[Server, str], Job] = {}
-        self._errands: deque[Callable[[], None]] = deque()
-        self._errand_turn = threading.RLock()
+        self._callbacks: deque[Callable[[], None]] = deque()
+        self._running: dict[object, int] = {}  # callbacks that run now, and on which thread
+        self._lookups: LookUps | None = None  # loaded with the first job
         self._closed = False
 
     def submit(self, job: Job) -> MissingReason | None:
-        """Take a job over, or say why not."""
+        """Accept a job, or return the reason why not."""
         if self._closed:
             return MissingReason.SHUTDOWN
         if len(self._waiting) >= self._config.max_pending:
             return MissingReason.OVERLOAD
-        worker = self._running_worker()
-        if worker is None:
-            return MissingReason.TRANSPORT_ERROR
+        workers = self._get_workers()
         job.listener.on_accept()
         self._waiting[job] = None
-        # A server that hands an id out twice is served twice.
+        # The same response id can occur twice. Each call keeps its own job.
         self._by_response.setdefault((job.server, job.response_id), job)
-        worker.put(job)
+        workers.put(partial(self._begin, job))
+        workers.start()
+        if self._closed:  # `stop` may have missed this job
+            self._finish(job, LookupResult(None, MissingReason.SHUTDOWN))
         return None
 
-    def run_soon(self, errand: Callable[[], None]) -> None:
-        """Do something, or have the worker do it soon: while many calls end the application is busy."""
-        worker = self._worker
-        is_behind = len(self._errands) >= _MOST_ERRANDS
-        if worker is not None and worker.takes_jobs() and worker.in_burst() and not is_behind:
-            self.run_later(errand)
+    def run_after(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Run a callback at a later time, on a thread of the look-ups."""
+        workers = self._get_workers()
+        workers.put(callback, seconds)
+        workers.start()
+
+    def run_later(self, callback: Callable[[], None]) -> None:
+        """Run a callback soon, on another thread. Takes no lock, so a garbage collector may call it."""
+        self._callbacks.append(callback)
+        workers = self._get_workers()
+        workers.put(self._run_next_callback)
+        if workers.has_threads and not self._closed:
             return
-        if worker is not None:
-            worker.note_call()
-        errand()
-
-    def run_after(self, seconds: float, errand: Callable[[], None]) -> None:
-        """Have the worker do something at a later time."""
-        worker = self._running_worker()
-        if worker is not None:
-            worker.call_after(seconds, partial(self.run_later, errand))
-
-    def run_later(self, errand: Callable[[], None]) -> None:
-        """Have the worker do something soon. Takes no lock, so a garbage collector may call it."""
-        self._errands.append(errand)
-        worker = self._worker
-        if worker is not None and worker.takes_jobs():
-            worker.wake()
-        else:
-            # `Thread.start` takes locks that the thread which the collector interrupts may hold. At the
-            # end of the interpreter no thread starts; then `drain` runs the errands.
-            with contextlib.suppress(RuntimeError):
-                _thread.start_new_thread(self._run_errands_somewhere, ())
+        # `Thread.start` takes locks that the interrupted thread may hold. At the end of the interpreter no
+        # thread starts; then `drain` runs the callbacks.
+        with contextlib.suppress(RuntimeError):
+            _thread.start_new_thread(self._run_callbacks_somewhere, ())
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there is any job."""
+        """Whether any job has no result yet."""
         return bool(self._by_response)
 
     def awaits(self, server: Server, response_id: str) -> bool:
@@ -122,96 +113,124 @@ class Recovery:
         return (server, response_id) in self._by_response
 
     def observe(self, server: Server, response: Response) -> None:
-        """Settle the job that waits for this response, if what the application itself read says enough."""
+        """Settle the job that waits for this response, if the application itself was shown its usage."""
         job = self._by_response.get((server, response.id)) if response.id is not None else None
         if job is not None and response.is_terminal and response.usage is not None:
             self._finish(job, LookupResult(response.usage, None, response), UsageSource.OBSERVATION)
 
     def drain(self, timeout_s: float) -> None:
-        """Wait until nothing is pending, for so long at most; then close what is left as `shutdown`."""
-        deadline = time.monotonic() + timeout_s
-        for _ in range(len(self._errands)):
-            if not self._run_errand(max(0.0, deadline - time.monotonic())):
-                break
-        worker = self._worker
-        if worker is not None and worker.has_no_thread:
-            worker.serve_here(timeout_s)
-        while self._waiting and worker is not None and worker.is_alive():
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                break
-            worker.settled.clear()
-            if self._waiting:
-                worker.settled.wait(min(left_s, 0.1))
-        for job in list(self._waiting):
-            self._finish(job, LookupResult(None, MissingReason.SHUTDOWN), UsageSource.RETRIEVAL)
+        """Wait until every job has a result, at most so long. Then the others get the result `shutdown`."""
+        try:
+            self._run_callbacks()  # not left to the threads: all of them may be waiting for a server
+            self._wait(timeout_s)
+        finally:  # also if Ctrl-C ends the wait
+            self._give_up()
 
     def stop(self, timeout_s: float) -> None:
-        """Drain, refuse every later job, and end the worker."""
-        self.drain(timeout_s)
-        with self._starting:  # a worker that is being started is seen here, and a later one sees this
+        """Drain, refuse later jobs, and end the threads."""
+        try:
+            self.drain(timeout_s)
+        finally:
             self._closed = True
-            worker = self._worker
-        if worker is not None:
-            worker.stop(STOP_GRACE_S)
-            worker.forget_places()
+            workers, lookups = self._workers.get(None), self._lookups
+            if lookups is not None:
+                lookups.retriever.interrupt()
+            if workers is not None:
+                workers.stop(_STOP_GRACE_S)
+            if lookups is not None:
+                lookups.retriever.close()
+                lookups.circuits.clear()
+            self._give_up()
+            self._run_callbacks()
 
-    def _finish(self, job: Job, result: LookupResult, source: UsageSource) -> None:
+    def _wait(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        workers = self._get_workers()
+        waited_s = 0.0  # counted as well as measured: tests freeze the clock
+        while self._waiting or self._runs_elsewhere():
+            left_s = min(deadline - time.monotonic(), timeout_s - waited_s)
+            if left_s <= 0:
+                break
+            wait_s = min(left_s, _CHECK_S)
+            wait = workers.progress.wait if workers.has_threads else workers.run_here
+            if not wait(wait_s):
+                waited_s += wait_s
+
+    def _runs_elsewhere(self) -> bool:
+        """Whether another thread runs a callback."""
+        this = threading.get_ident()
+        return any(thread != this for thread in list(self._running.values()))
+
+    def _give_up(self) -> None:
+        for job in list(self._waiting):
+            self._finish(job, LookupResult(None, MissingReason.SHUTDOWN))
+
+    def _begin(self, job: Job) -> float | None:
+        """Begin a look-up: the first callback of a job."""
+        if not job.is_open:
+            return None
+        try:
+            lookups = self._lookups or self._load_lookups()
+            lookups.start(job)
+        except Exception:
+            _fault.report("looking a response up")
+            self._finish(job, LookupResult(None, MissingReason.TRANSPORT_ERROR))
+        return None
+
+    def _finish(self, job: Job, result: LookupResult, source: UsageSource = UsageSource.RETRIEVAL) -> None:
+        # Keep this order. A thread that waits for the last job must also see its span ended.
         job.finish(result, source)
-        self._forget(job)
-        if self._worker is not None:
-            self._worker.cancel(job)
-
-    def _forget(self, job: Job) -> None:
         self._waiting.pop(job, None)
         if self._by_response.get((job.server, job.response_id)) is job:
             self._by_response.pop((job.server, job.response_id), None)
+        self._get_workers().progress.send()
 
-    def _run_errand(self, patience_s: float = threading.TIMEOUT_MAX) -> bool:
-        """Run the next errand; say whether there was one."""
-        # One thread at a time: whoever drains waits for what another is just doing.
-        turn = self._errand_turn  # a fork makes a new one
-        if not turn.acquire(timeout=min(patience_s, threading.TIMEOUT_MAX)):
-            return False
+    def _run_callback(self) -> bool:
+        """Run the next callback; return whether there was one."""
+        mark = object()
+        self._running[mark] = threading.get_ident()  # before it leaves the queue: `_wait` waits for it
         try:
-            if not self._errands:
+            try:
+                callback = self._callbacks.popleft()
+            except IndexError:
                 return False
-            self._errands.popleft()()
+            callback()
         except Exception:
             _fault.report("ending a call")
         finally:
-            turn.release()
+            self._running.pop(mark, None)
         return True
 
-    def _run_errands_somewhere(self) -> None:
-        worker = None if self._closed else self._running_worker()
-        if worker is not None:
-            worker.wake()
-            return
-        while self._run_errand():
+    def _run_next_callback(self) -> None:
+        self._run_callback()
+
+    def _run_callbacks(self) -> None:
+        while self._run_callback():
             pass
 
-    def _running_worker(self) -> Worker | None:
-        """Return the worker, made anew where it has to be; `None` where the process cannot have one."""
-        worker = self._worker
-        if worker is None or not worker.takes_jobs():
-            with self._starting:
-                worker = self._worker
-                if worker is None or worker.has_ended:
-                    try:
-                        worker = Worker(self._load_look_ups, self._run_errand, self._forget)
-                    except OSError:  # no file descriptor is left
-                        _fault.report("starting the look-ups")
-                        return None
-                if not worker.takes_jobs():
-                    worker.start()
-                self._worker = worker
-                if self._closed:
-                    worker.stop(0.0)
-        return worker
+    def _run_callbacks_somewhere(self) -> None:
+        workers = self._get_workers()
+        if not self._closed:
+            workers.start()
+        if self._closed or not workers.has_threads:
+            self._run_callbacks()
 
-    def _load_look_ups(self) -> LookUps:
-        """Import what does look-ups, and make it. Called by the worker."""
+    def _get_workers(self) -> Workers:
+        # Made with the first callback: gevent and eventlet may replace what `threading` has until then.
+        return self._workers.get(None) or self._workers.setdefault(
+            None, Workers(self._config.max_concurrency, self._on_idle)
+        )
+
+    def _on_idle(self) -> None:
+        if self._lookups is not None:
+            self._lookups.retriever.close()
+
+    def _load_lookups(self) -> LookUps:
+        """Import what does look-ups, and make it. Called on a thread of the look-ups."""
         with late_import:
             from .lookups import LookUps
-        return LookUps(self._config.max_concurrency, self._make_retriever(), self._on_circuit)
+        retriever = self._make_retriever()
+        with late_import:
+            if self._lookups is None:
+                self._lookups = LookUps(retriever, self._get_workers().put, self._finish, self._on_circuit)
+        return self._lookups

@@ -11,20 +11,21 @@ from .._facts.usage import MissingReason
 from .job import LookupResult
 
 
-class Trouble(Enum):
-    """Why a request had no answer."""
+class Failure(Enum):
+    """Why a request has no answer: the server is slow, it cannot be reached, or we lack what it takes."""
 
     TIMEOUT = "timeout"
     TRANSPORT = "transport"
+    RESOURCES = "resources"
 
 
 class Answer(NamedTuple):
-    """What one request brought: an HTTP status with what could be read of the body, or trouble."""
+    """What one request brought: an HTTP status with what could be read of the body, or why there is none."""
 
     status: int | None = None
     response: Response | None = None
     retry_after_s: float | None = None
-    trouble: Trouble | None = None
+    failure: Failure | None = None
 
 
 class Attempt(NamedTuple):
@@ -56,6 +57,7 @@ class RetrievalPolicy(NamedTuple):
 
 RetrievalFlow: TypeAlias = Generator["Attempt | Wait", "Answer | None", LookupResult]
 
+_UNREACHABLE: Final = frozenset({Failure.TRANSPORT, Failure.RESOURCES})
 _UNAUTHORIZED: Final = frozenset({401, 403})
 _BUSY: Final = frozenset({408, 409, 425, 429})
 _NOT_IMPLEMENTED: Final = 501
@@ -73,7 +75,7 @@ def retrieval_flow(response_id: str, policy: RetrievalPolicy) -> RetrievalFlow:
             assert answer is not None, "an attempt is answered"  # noqa: S101  # the driver's contract
             reason = MissingReason.TIMEOUT
             pause_s = wait_s
-            if answer.trouble is Trouble.TRANSPORT:
+            if answer.failure in _UNREACHABLE:
                 reason = MissingReason.TRANSPORT_ERROR
                 unreachable += 1
                 if unreachable >= policy.transport_tries:
@@ -100,7 +102,7 @@ def retrieval_flow(response_id: str, policy: RetrievalPolicy) -> RetrievalFlow:
             elif answer.status in _UNAUTHORIZED:
                 reason = MissingReason.UNAUTHORIZED
                 break
-            elif answer.trouble is None and not _may_recover(answer.status or 0):
+            elif answer.failure is None and not _may_recover(answer.status or 0):
                 reason = MissingReason.UNSUPPORTED
                 break
             yield Wait(max(pause_s, answer.retry_after_s or 0.0))

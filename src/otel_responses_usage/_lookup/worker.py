@@ -1,238 +1,194 @@
-"""The thread that makes the look-ups, with its event loop."""
+"""The threads of the look-ups: they run callbacks, each when it is due."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import heapq
+import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
-
-from opentelemetry.instrumentation.utils import suppress_instrumentation
+from typing import Final, TypeAlias
 
 from .. import _fault
-from .._facts.usage import MissingReason, UsageSource
-from .job import Job, LookupResult
-from .loop import Loop, Pace, let_by
-
-if TYPE_CHECKING:
-    from .lookups import LookUps
 
 THREAD_NAME: Final = "otel-responses-usage"
 
-# An idle worker keeps its connections for as long.
-_REST_AFTER_S: Final = 5.0
-# How long it is before what has come is seen: the call that ends is still at it, and to wake the worker for
-# each would take the application a system call, in which it loses the interpreter to the worker.
-_TICK_S: Final = 0.01
-# What a stopping worker may take for closing its sockets.
-STOP_GRACE_S: Final = 1.0
+# A thread that has had nothing to do for so long ends. The last one stays.
+_IDLE_S: Final = 5.0
+
+# Runs once, and returns after how many seconds it is to run again; `None` if it is not.
+Callback: TypeAlias = Callable[[], "float | None"]
 
 
-class Worker:
-    """The thread with its event loop. What has no underscore may be called from any thread."""
+class Signal:
+    """Wakes a waiting thread.
 
-    def __init__(
-        self,
-        load_look_ups: Callable[[], LookUps],
-        run_errand: Callable[[], bool],
-        forget: Callable[[Job], None],
-    ) -> None:
-        self.settled = threading.Event()
-        self.has_no_thread = False
-        self.has_ended = False
-        self._load_look_ups = load_look_ups
-        self._look_ups: LookUps | None = None  # until there is a job
-        self._run_errand = run_errand
-        self._forget = forget
-        self._inbox: deque[Job] = deque()
-        self._tasks: dict[Job, asyncio.Task[None]] = {}
-        self._pace = Pace()
-        self._loop = Loop(self._pace)
-        self._wake = asyncio.Event()
-        self._is_woken = False  # or will be in a moment
+    Sending takes no lock that another sender may hold, so a garbage collector and a signal handler may send.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def send(self) -> None:
+        """Wake the thread that waits, or the next one that will."""
+        with contextlib.suppress(RuntimeError):  # it has been sent already
+            self._lock.release()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the signal, and return whether it came."""
+        return self._lock.acquire(timeout=-1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX))
+
+
+class Workers:
+    """At most so many daemon threads, started when they are needed, and the queue of what they run.
+
+    One thread at a time waits for the next callback; it holds `_turn`. When it has one, the next thread takes
+    the turn, and a thread is started for it if there is none. So a callback that blocks delays no other until
+    all threads are busy. It is to be made with the first callback and not earlier: gevent and eventlet
+    replace the locks and threads of Python, and may do so after the instrumentation was switched on.
+
+    Attributes:
+        progress: Sent after each callback.
+
+    """
+
+    def __init__(self, max_threads: int, on_idle: Callable[[], None]) -> None:
+        self._max_threads = max_threads
+        self._on_idle = on_idle
+        self._inbox: deque[tuple[float, Callback]] = deque()  # put, and not in the queue yet
+        self._queue: list[tuple[float, int, Callback]] = []  # a heap; belongs to the holder of the turn
+        self._number = itertools.count()
+        self._signal = Signal()
+        self.progress = Signal()
+        self._turn = threading.Lock()
+        # Reentrant: a signal handler may come back here.
+        self._starting = threading.RLock()
+        # Only single operations of `dict` touch these, so they need no lock.
+        self._threads: dict[threading.Thread, None] = {}
+        self._candidates: dict[int, None] = {}  # the threads that wait for the turn
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+
+    @property
+    def has_threads(self) -> bool:
+        """Whether any thread runs."""
+        return bool(self._threads)
+
+    def put(self, callback: Callback, after_s: float = 0.0) -> None:
+        """Have a callback run. Takes no lock, so a garbage collector may call it; see `start`."""
+        try:
+            self._inbox.append((time.monotonic() + after_s, callback))
+        finally:  # also if a signal handler raises here
+            self._signal.send()
 
     def start(self) -> None:
-        """Start the thread, or try it once more with the next job."""
-        with contextlib.suppress(RuntimeError):
-            # The process is out of threads, or the interpreter is shutting down, and since Python 3.12 it
-            # starts no thread then. Whoever waits for the jobs does them.
-            self._thread.start()
-        self.has_no_thread = not self._thread.is_alive()
+        """Start the first thread, if none runs. Where none can be started now, a later call tries again."""
+        if not self._threads:
+            with self._starting:
+                if not self._threads:
+                    self._start_thread()
 
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
-
-    def takes_jobs(self) -> bool:
-        return self._thread.is_alive() and not self.has_ended
-
-    def serve_here(self, timeout_s: float) -> None:
-        """Do in the calling thread what there is to do, for so long at most."""
-        with suppress_instrumentation(), contextlib.suppress(asyncio.TimeoutError):
-            self._loop.run_until_complete(asyncio.wait_for(self._serve(until_idle=True), timeout_s))
-
-    def put(self, job: Job) -> None:
-        self._inbox.append(job)
-        if self.has_ended:
-            self._give_up()
-        else:
-            self.wake()
-
-    def note_call(self) -> None:
-        self._pace.note_call()
-
-    def in_burst(self) -> bool:
-        """Whether many calls are ending."""
-        return self._pace.in_burst
-
-    def wake(self) -> None:
-        self.note_call()
-        if self._is_woken:
-            return
-        self._is_woken = True
+    def run_here(self, timeout_s: float) -> bool:
+        """Run one callback on the calling thread, if one is due in time; return whether one was."""
+        if not self._turn.acquire(timeout=timeout_s):
+            return False
         try:
-            self._call(self._wake.set)
-        except BaseException:  # of a signal handler
-            self._is_woken = False
-            self._call(self._wake.set)
-            raise
-
-    def cancel(self, job: Job) -> None:
-        self._call(self._cancel, job)
-
-    def call_after(self, seconds: float, function: Callable[[], object]) -> None:
-        self._call(self._loop.call_later, seconds, function)
+            callback = self._next(timeout_s)
+        finally:
+            self._turn.release()
+        if callback is not None:
+            self._run(callback)
+        return callback is not None
 
     def stop(self, timeout_s: float) -> None:
+        """End all threads, and wait for them at most so long. What is in the queue does not run any more."""
         self._stopping = True
-        self.wake()
-        if self.has_no_thread:
-            self.has_ended = True
-            self._loop.close()
-        elif self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
+        self._signal.send()
+        deadline = time.monotonic() + timeout_s
+        for thread in list(self._threads):
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+        self._inbox.clear()
 
-    def forget_places(self) -> None:
-        """Count no circuit as open any more. Called when nothing is looked up."""
-        if self._look_ups is not None:
-            self._look_ups.forget_places()
-
-    def _call(self, function: Callable[..., object], *args: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the worker has stopped
-            self._loop.call_soon_threadsafe(function, *args)
-
-    def _cancel(self, job: Job) -> None:
-        task = self._tasks.get(job)
-        # A request that is under way ends by itself: then its connection can be used again. One that is just
-        # being opened would even be lost half-open.
-        if task is not None and not (self._look_ups is not None and self._look_ups.is_asking(job)):
-            task.cancel()
-
-    def _run(self) -> None:
-        # The tasks inherit this context: their requests make no spans, nor does anybody's wrapper.
-        with suppress_instrumentation():
-            try:
-                self._loop.run_until_complete(self._serve())
-            except BaseException:  # also what would end a thread in silence
-                _fault.report("looking responses up")
-            finally:
-                self.has_ended = True  # whatever comes from now on is for another worker
-                self._wind_up()
-                self._inbox.extend(self._tasks)
-                self._give_up()
-                while self._run_errand():
-                    pass
-                self.forget_places()
-
-    def _give_up(self) -> None:
-        """Settle what nobody will look up. Also called by who was too late to see that the worker ended."""
-        while True:
-            try:
-                job = self._inbox.popleft()
-            except IndexError:
-                break
-            job.finish(LookupResult(None, MissingReason.SHUTDOWN), UsageSource.RETRIEVAL)
-            self._forget(job)
-        self.settled.set()
-
-    def _wind_up(self) -> None:
-        """Let what a broken loop has left behind end in good order."""
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True)
+        self._threads[thread] = None
         try:
-            if tasks:
-                self._loop.run_until_complete(asyncio.wait(tasks, timeout=STOP_GRACE_S))
-            # It also gives connections that have just been closed the turns they need to be gone.
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        except BaseException:
-            _fault.report("ending the look-ups")
-        self._loop.close()
+            thread.start()
+        except Exception:
+            # The process is out of threads, or it ends: since Python 3.12 it starts none then.
+            self._threads.pop(thread, None)
 
-    async def _serve(self, *, until_idle: bool = False) -> None:
-        is_busy = False
+    def _serve(self) -> None:
+        """Run callbacks until no more are expected: the body of a thread."""
+        thread = threading.current_thread()
         try:
-            while not self._stopping:
-                self._is_woken = False  # before the inbox is looked into: what comes later wakes again
-                self._wake.clear()
-                while self._inbox:
-                    is_busy = True
-                    self._begin(self._inbox.popleft())
-                if self._run_errand():
-                    is_busy = self._is_woken = True  # it comes round by itself
-                    await let_by()
-                    continue
-                if until_idle and not self._tasks:
+            while self._take_turn():
+                try:
+                    callback = self._next()
+                finally:
+                    self._turn.release()
+                if callback is None:
                     break
-                if not is_busy:
-                    if not self._tasks and not await self._woken_within(_REST_AFTER_S):
-                        await self._close_connections()  # they are opened again when they are needed
-                    await self._wake.wait()
-                is_busy = False
-                self._is_woken = True
-                await asyncio.sleep(_TICK_S)
+                # After the release. Before it, a candidate that gives up just now would be relied on.
+                if not self._candidates and len(self._threads) < self._max_threads:
+                    with self._starting:
+                        self._start_thread()
+                self._run(callback)
+                callback = None  # it holds a call with its credentials
+        except BaseException:  # also what would end a thread without a word
+            _fault.report("running the look-ups")
         finally:
-            tasks = list(self._tasks.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self._close_connections()
+            self._threads.pop(thread, None)
+            if self._stopping:
+                self._signal.send()  # wakes the next thread, so that it ends, too
+            elif self._inbox or self._queue:
+                self.start()  # a callback has ended this thread, and it was the last one
 
-    async def _close_connections(self) -> None:
-        if self._look_ups is not None:
-            await self._look_ups.aclose()
-
-    def _begin(self, job: Job) -> None:
-        # Not a variable of `_serve`: that would keep the last job, and its credentials, until the next one.
-        if job.is_open:
-            self._tasks[job] = task = self._loop.create_task(self._settle(job))
-            # Not at the end of the task's own steps: it may be cancelled before the first of them.
-            task.add_done_callback(lambda _: self._dismiss(job))
-
-    def _dismiss(self, job: Job) -> None:
-        self._tasks.pop(job, None)
-        if not self._tasks:
-            self._wake.set()
-
-    async def _woken_within(self, timeout_s: float) -> bool:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), timeout_s)
-        return self._wake.is_set()
-
-    async def _settle(self, job: Job) -> None:
-        result = LookupResult(None, MissingReason.TRANSPORT_ERROR)
+    def _take_turn(self) -> bool:
+        """Wait until it is this thread's turn to wait for a callback; false if this thread is not needed."""
+        me = threading.get_ident()
+        self._candidates[me] = None
         try:
-            if self._look_ups is None:
-                self._look_ups = self._load_look_ups()
-            result = await self._look_ups.do(job)
-            await let_by()
+            has_turn = self._turn.acquire(timeout=_IDLE_S)
+        finally:
+            self._candidates.pop(me, None)
+        # The last thread that had the turn may have relied on this one.
+        return has_turn or self._turn.acquire(blocking=False)
+
+    def _next(self, timeout_s: float | None = None) -> Callback | None:
+        """Wait for the next callback that is due; `None` when the threads are stopped, or the time is up."""
+        idle_s: float | None = _IDLE_S
+        while not self._stopping:
+            while self._inbox:
+                due, callback = self._inbox.popleft()
+                heapq.heappush(self._queue, (due, next(self._number), callback))
+            left_s = self._queue[0][0] - time.monotonic() if self._queue else None
+            if left_s is not None and left_s <= 0:
+                return heapq.heappop(self._queue)[2]
+            wait_s = left_s if left_s is not None else idle_s
+            if timeout_s is not None and (wait_s is None or timeout_s < wait_s):
+                self._signal.wait(timeout_s)
+                timeout_s = 0.0
+                if not self._inbox:
+                    return None
+            elif not self._signal.wait(wait_s):
+                if left_s is not None:
+                    # It has been waited for, even if the clock does not move: tests freeze it.
+                    return heapq.heappop(self._queue)[2]
+                idle_s = None
+                self._on_idle()
+        return None
+
+    def _run(self, callback: Callback) -> None:
+        try:
+            again_s = callback()
         except Exception:
             _fault.report("looking a response up")
+        else:
+            if again_s is not None:
+                self.put(callback, again_s)
         finally:
-            # In this order: whoever waits for the last job waits for its span, too.
-            job.finish(result, UsageSource.RETRIEVAL)
-            self._forget(job)
-            self.settled.set()
+            self.progress.send()

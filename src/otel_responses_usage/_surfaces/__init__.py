@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["Patch", "Replacement", "make_retriever", "replacements"]
 
 
-def make_retriever(max_connections: int) -> HttpRetriever:
+def make_retriever() -> HttpRetriever:
     """Make what asks for responses."""
     with late_import:
         from ._retrieve import HttpRetriever
-    return HttpRetriever(max_connections)
+    return HttpRetriever()

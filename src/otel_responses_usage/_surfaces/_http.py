@@ -152,18 +152,19 @@ class _AnswerSource:
     then, on its own thread; and the request holds the prompt.
     """
 
-    __slots__ = ("_headers", "_transport", "_url")
+    __slots__ = ("_client_class", "_headers", "_transport", "_url")
 
     def __init__(self, http_client: Any, request: Any) -> None:
         choose = getattr(http_client, "_transport_for_url", None)
         self._transport = choose(request.url) if choose is not None else None
+        self._client_class = type(http_client)
         self._url = request.url
         self._headers = request.headers
 
     def __call__(self, response_id: str) -> Target | MissingReason:
         with late_import:
             from ._retrieve import make_target
-        return make_target(self._transport, self._url, self._headers, response_id)
+        return make_target(self._transport, self._client_class, self._url, self._headers, response_id)
 
 
 def _watch(invocation: Invocation, client: Any, response: Any) -> None:

@@ -1,0 +1,220 @@
+"""HTTP/1.1 connections to the servers that are asked for responses.
+
+They are not those of the HTTP library, whose log lines would appear in the application's log, and whose GET
+takes more than twice the processor time. `http.client` reads the answers; its `HTTPConnection` is not used,
+because other instrumentations replace its methods.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+# An idle connection is kept for so long; servers close theirs after 5 s and more.
+_KEEP_S: Final = 5.0
+_MOST_IDLE: Final = 32
+_MOST_INTERIM: Final = 8
+# What the server has closed in the meantime, it closed without an answer.
+_CLOSED_MEANWHILE: Final = (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError)
+
+
+class Destination(NamedTuple):
+    """Where connections lead. Those of equal destinations are shared.
+
+    Attributes:
+        host: The host of the server.
+        port: Its port.
+        ssl_context: The application's context for speaking TLS; `None` for plain HTTP.
+        uds: The path of a Unix socket to connect to instead.
+        local_address: The address to connect from.
+
+    """
+
+    host: str
+    port: int
+    ssl_context: ssl.SSLContext | None
+    uds: str | None
+    local_address: str | None
+
+
+class Reply(NamedTuple):
+    """The answer to a GET. A body that is too large is empty."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+
+class Connections:
+    """Connections of our own, shared by all threads of the look-ups."""
+
+    def __init__(self, largest_body: int) -> None:
+        self._largest_body = largest_body
+        self._lock = threading.Lock()
+        self._idle: deque[_Connection] = deque()  # the last used is the last in the order
+        self._in_use: dict[_Connection, None] = {}
+        self._interrupted = False
+
+    def get(self, destination: Destination, request: bytes, timeout_s: float) -> Reply:
+        """Send a GET and return its answer.
+
+        Raises:
+            TimeoutError: The time was up.
+            OSError: The server could not be reached, or the connection broke.
+            http.client.HTTPException: The server does not speak HTTP.
+
+        """
+        deadline = time.monotonic() + timeout_s
+        connection = self._take_idle(destination)
+        if connection is not None:
+            try:
+                return self._ask(connection, request, deadline)
+            except _CLOSED_MEANWHILE:
+                if self._interrupted:
+                    raise
+        return self._ask(_Connection(destination, _connect(destination, timeout_s)), request, deadline)
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        with self._lock:
+            idle, self._idle = self._idle, deque()
+        _close(idle)
+
+    def interrupt(self) -> None:
+        """End the requests that are under way: they raise `OSError`. There will be no others."""
+        self._interrupted = True
+        for connection in list(self._in_use):
+            connection.interrupt()
+
+    def _ask(self, connection: _Connection, request: bytes, deadline: float) -> Reply:
+        self._in_use[connection] = None
+        can_be_kept = False
+        try:
+            reply, can_be_kept = connection.ask(request, deadline, self._largest_body)
+        finally:
+            self._in_use.pop(connection, None)
+            if can_be_kept:
+                self._keep(connection)
+            else:
+                connection.close()
+        return reply
+
+    def _take_idle(self, destination: Destination) -> _Connection | None:
+        oldest = time.monotonic() - _KEEP_S
+        expired = []
+        found = None
+        with self._lock:
+            while self._idle and self._idle[0].used_at < oldest:
+                expired.append(self._idle.popleft())
+            for connection in reversed(self._idle):
+                if connection.destination == destination:
+                    found = connection
+                    self._idle.remove(found)
+                    break
+        _close(expired)
+        return found
+
+    def _keep(self, connection: _Connection) -> None:
+        connection.used_at = time.monotonic()
+        with self._lock:
+            self._idle.append(connection)
+            surplus = [self._idle.popleft()] if len(self._idle) > _MOST_IDLE else []
+        _close(surplus)
+
+
+class _Connection:
+    """One connection."""
+
+    def __init__(self, destination: Destination, sock: socket.socket) -> None:
+        self.destination = destination
+        self.used_at = 0.0
+        self._socket = sock
+
+    def ask(self, request: bytes, deadline: float, largest_body: int) -> tuple[Reply, bool]:
+        """Send a request; return the answer, and whether the connection can be used again."""
+        answer = _Incoming(self._socket, deadline)
+        self._socket.settimeout(answer.left_s())
+        self._socket.sendall(request)
+        interim = []
+        while True:
+            response = http.client.HTTPResponse(answer, method="GET")  # type: ignore[arg-type]
+            response.begin()
+            if response.status >= 200:
+                break
+            interim.append(response)  # dropped, it would close what the next one reads from
+            if len(interim) > _MOST_INTERIM:
+                raise http.client.BadStatusLine("too many interim responses")
+        body = response.read(largest_body + 1)
+        is_whole = len(body) <= largest_body
+        reply = Reply(response.status, response.headers, body if is_whole else b"")
+        return reply, is_whole and not response.will_close
+
+    def interrupt(self) -> None:
+        """Wake the thread that reads. Not by the `shutdown` of TLS, which would disturb that thread."""
+        with contextlib.suppress(OSError, TypeError):
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.close()
+
+
+class _Incoming(io.RawIOBase):
+    """What arrives on a socket until a deadline, for `http.client`, which asks a socket for a file."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._socket = sock
+        self._deadline = deadline
+        self._file = io.BufferedReader(self, 65_536)
+        self._has_read = False
+
+    def makefile(self, mode: str) -> Any:  # noqa: ARG002  # the signature of a socket's
+        return self._file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._has_read:  # the first time it has just been set
+            self._socket.settimeout(self.left_s())
+        self._has_read = True
+        return self._socket.recv_into(buffer)
+
+    def left_s(self) -> float:
+        """Return the seconds that are left; raise `TimeoutError` if none are."""
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        return left_s
+
+
+def _connect(destination: Destination, timeout_s: float) -> socket.socket:
+    host, port, ssl_context, uds, local_address = destination
+    if uds is not None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    else:
+        source = (local_address, 0) if local_address else None
+        sock = socket.create_connection((host, port), timeout_s, source)
+    try:
+        if uds is not None:
+            sock.settimeout(timeout_s)
+            sock.connect(uds)
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock if ssl_context is None else ssl_context.wrap_socket(sock, server_hostname=host)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _close(connections: Iterable[_Connection]) -> None:
+    for connection in connections:
+        connection.close()
