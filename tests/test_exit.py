@@ -323,7 +323,7 @@ def test_the_first_look_up_of_all_may_be_that_of_the_exit(read: str, tmp_path: P
 
 LOADED = """
 def loaded():
-    late = "_lookup.circuit", "_lookup.lookups", "_lookup.retrieval", "_surfaces._connections", "_surfaces._retrieve"
+    late = "_lookup.circuit _lookup.lookups _lookup.retrieval _surfaces._connections _surfaces._retrieve".split()
     return [name for name in late if f"otel_responses_usage.{name}" in sys.modules]
 
 
