@@ -323,8 +323,8 @@ def test_the_first_look_up_of_all_may_be_that_of_the_exit(read: str, tmp_path: P
 
 LOADED = """
 def loaded():
-    late = "_lookup.circuit _lookup.lookups _lookup.retrieval _surfaces._connections _surfaces._retrieve".split()
-    return [name for name in late if f"otel_responses_usage.{name}" in sys.modules]
+    late = "_lookup.circuit _lookup.lookups _lookup.retrieval _surfaces._connections _surfaces._retrieve"
+    return [name for name in late.split() if f"otel_responses_usage.{name}" in sys.modules]
 
 
 list(client.responses.create(model="whole", input="x", stream=True))
