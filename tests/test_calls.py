@@ -914,7 +914,7 @@ def test_a_fault_of_ours_is_a_log_line(
         raise ZeroDivisionError
 
     caplog.set_level(logging.DEBUG, "otel_responses_usage")
-    monkeypatch.setattr(_state.AnswerState, "_kind_of", broken)
+    monkeypatch.setattr(_state.AnswerState, "_counted_kind", broken)
     with client_of(serve(ResponsesAPI(lambda _: Plan(ANSWER, pace=0.001)))) as client:
         events = list(client.responses.create(**ASKED, stream=True))
     assert events[-1].type == "response.completed"

@@ -14,11 +14,11 @@ from otel_responses_usage._facts.request import (
     Operation,
     ResponsesRequest,
     Server,
-    create_request,
-    fetch_request,
-    fetched_id,
+    describe_create,
+    describe_fetch,
+    fetched_response_id,
     is_create,
-    shown_id,
+    returned_response_id,
 )
 from otel_responses_usage._facts.response import Response, error_code
 
@@ -165,9 +165,11 @@ def test_a_later_sight_outranks_an_earlier_one() -> None:
     """What the later sight says counts; what it leaves out is kept from before."""
     earlier = Response.from_json(WHOLE)
     later = Response(id="resp_1", model="m@main", status="completed", usage=Usage(0, 0))
-    assert earlier.updated(later) == earlier._replace(model="m@main", status="completed", usage=Usage(0, 0))
-    assert earlier.updated(Response()) == earlier
-    assert Response().updated(earlier) == earlier
+    assert earlier.merged_with(later) == earlier._replace(
+        model="m@main", status="completed", usage=Usage(0, 0)
+    )
+    assert earlier.merged_with(Response()) == earlier
+    assert Response().merged_with(earlier) == earlier
 
 
 @pytest.mark.parametrize(
@@ -353,7 +355,7 @@ def test_a_call_is_recognised_by_method_and_path(method: str, path: str, creates
 )
 def test_a_fetch_names_its_response(method: str, path: str, response_id: str | None) -> None:
     """The id of the response is read from the path of a GET, and of nothing else."""
-    assert fetched_id(method, path) == response_id
+    assert fetched_response_id(method, path) == response_id
 
 
 @pytest.mark.parametrize(
@@ -370,7 +372,7 @@ def test_a_fetch_names_its_response(method: str, path: str, response_id: str | N
 )
 def test_fetching_and_cancelling_show_a_response(method: str, path: str, response_id: str | None) -> None:
     """These are the requests whose answer is a response that an earlier call made."""
-    assert shown_id(method, path) == response_id
+    assert returned_response_id(method, path) == response_id
 
 
 ASKED = {
@@ -393,7 +395,7 @@ ASKED = {
 
 def test_a_request_is_described_without_its_content() -> None:
     """All that a request asks for, except what it says."""
-    request = create_request(ASKED, SERVER)
+    request = describe_create(ASKED, SERVER)
     assert request == ResponsesRequest(
         operation=Operation.CHAT,
         server=SERVER,
@@ -415,27 +417,27 @@ def test_a_request_is_described_without_its_content() -> None:
 
 def test_what_is_not_asked_for_is_unknown() -> None:
     """An empty request has the defaults of the API and no value of our own making."""
-    assert create_request({}, SERVER) == ResponsesRequest(Operation.CHAT, SERVER, streams=False)
-    assert create_request({}, SERVER).stored, "the API stores a response unless told not to"
+    assert describe_create({}, SERVER) == ResponsesRequest(Operation.CHAT, SERVER, streams=False)
+    assert describe_create({}, SERVER).stored, "the API stores a response unless told not to"
 
 
 @pytest.mark.parametrize("junk", [None, openai.NOT_GIVEN, OMIT, object(), "", [], {}, b"x"])
 def test_what_an_application_may_pass_by_mistake_is_unknown(junk: object) -> None:
     """The SDK's sentinels and values of a wrong type count as not given, and nothing is raised."""
-    request = create_request(dict.fromkeys(ASKED, junk), SERVER)
+    request = describe_create(dict.fromkeys(ASKED, junk), SERVER)
     # The SDK streams whatever is true, so that is no mistake.
-    assert request == create_request({}, SERVER)._replace(streams=bool(junk))
+    assert request == describe_create({}, SERVER)._replace(streams=bool(junk))
 
 
 def test_a_bool_is_no_number_in_a_request() -> None:
     """`True` is an int to Python, but nobody asks for one token with it."""
-    request = create_request({"max_output_tokens": True, "temperature": True, "top_p": False}, SERVER)
+    request = describe_create({"max_output_tokens": True, "temperature": True, "top_p": False}, SERVER)
     assert (request.max_output_tokens, request.temperature, request.top_p) == (None, None, None)
 
 
 def test_zero_is_a_value() -> None:
     """A temperature of zero is asked for, and not left out."""
-    request = create_request({"temperature": 0, "top_p": 0.0, "max_output_tokens": 0}, SERVER)
+    request = describe_create({"temperature": 0, "top_p": 0.0, "max_output_tokens": 0}, SERVER)
     assert (request.temperature, request.top_p, request.max_output_tokens) == (0.0, 0.0, 0)
 
 
@@ -451,13 +453,13 @@ def test_zero_is_a_value() -> None:
 )
 def test_the_output_type_is_a_word_of_the_conventions(text: Any, output_type: str | None) -> None:
     """A format that the conventions have no word for is left out."""
-    assert create_request({"text": text}, SERVER).output_type == output_type
+    assert describe_create({"text": text}, SERVER).output_type == output_type
 
 
 @pytest.mark.parametrize("conversation", ["conv_1", {"id": "conv_1"}])
 def test_a_conversation_is_an_id_or_an_object(conversation: object) -> None:
     """Both ways of naming a conversation name the same one."""
-    assert create_request({"conversation": conversation}, SERVER).conversation_id == "conv_1"
+    assert describe_create({"conversation": conversation}, SERVER).conversation_id == "conv_1"
 
 
 @pytest.mark.parametrize(
@@ -471,7 +473,7 @@ def test_a_conversation_is_an_id_or_an_object(conversation: object) -> None:
 )
 def test_a_fetch_is_described_by_its_response_and_cursor(query: dict[str, Any], cursor: str | None) -> None:
     """A fetch knows where it starts; event 0 is a place to start from."""
-    request = fetch_request("resp_1", query, SERVER)
+    request = describe_fetch("resp_1", query, SERVER)
     assert request.operation is Operation.FETCH_RESPONSE
     assert (request.response_id, request.stream_cursor, request.model) == ("resp_1", cursor, None)
     assert request.span_name == "fetch_response"
@@ -479,8 +481,8 @@ def test_a_fetch_is_described_by_its_response_and_cursor(query: dict[str, Any], 
 
 def test_a_span_is_named_after_the_model() -> None:
     """The name holds the operation and the model, nothing of higher cardinality."""
-    assert create_request(ASKED, SERVER).span_name == "chat gpt-5.4"
-    assert create_request({}, SERVER).span_name == "chat"
+    assert describe_create(ASKED, SERVER).span_name == "chat gpt-5.4"
+    assert describe_create({}, SERVER).span_name == "chat"
 
 
 @pytest.mark.parametrize(
@@ -504,7 +506,7 @@ def test_a_span_is_named_after_the_model() -> None:
 )
 def test_the_provider_is_known_by_its_host(host: str, provider: str) -> None:
     """A host is matched by its whole domain; an unknown one speaks OpenAI's protocol."""
-    assert Server.at(host, 443, "https").provider == provider
+    assert Server.from_url_parts(host, 443, "https").provider == provider
 
 
 @pytest.mark.parametrize(
@@ -513,14 +515,14 @@ def test_the_provider_is_known_by_its_host(host: str, provider: str) -> None:
 )
 def test_the_port_is_known_by_the_scheme(port: int | None, scheme: str, known: int | None) -> None:
     """A URL without a port has that of its scheme."""
-    server = Server.at("host", port, scheme, azure=True)
+    server = Server.from_url_parts("host", port, scheme, azure=True)
     assert server == Server("azure.ai.openai", "host", known)
 
 
 def test_a_host_that_is_not_known_is_left_out() -> None:
     """An empty address is no address."""
-    assert Server.at(None, None, "https").address is None
-    assert Server.at("", None, "https").address is None
+    assert Server.from_url_parts(None, None, "https").address is None
+    assert Server.from_url_parts("", None, "https").address is None
 
 
 def test_facts_cannot_be_changed() -> None:
@@ -530,7 +532,7 @@ def test_facts_cannot_be_changed() -> None:
         (Response(), "id"),
         (CLOSED, "outcome"),
         (SERVER, "port"),
-        (create_request({}, SERVER), "model"),
+        (describe_create({}, SERVER), "model"),
     ]
     for fact, name in facts:
         with pytest.raises(AttributeError):

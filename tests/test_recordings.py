@@ -187,7 +187,7 @@ def test_a_recorded_document_tells_what_the_manifest_says(row: Row) -> None:
     """Answers that were not streamed, of fetches, cancels, background starts and refusals."""
     body = json.loads(json.loads((ROOT / row["file"]).read_text(encoding="utf-8"))["body"])
     state = AnswerState()
-    state.on_body(body)
+    state.on_document(body)
     assert state.response.usage == usage_of(row)
     assert state.response.id == row["response_id"]
     assert state.response.model == row["model"]

@@ -35,23 +35,23 @@ class Seen:
         self.events: list[Event] = []
         self.garbled = 0
         self.repeats = 0
-        self.due = 1
+        self.notify_at = 1
 
-    def wants(self, kind: str) -> bool:
+    def needs_data(self, kind: str) -> bool:
         return kind in KEPT
 
     def on_event(self, kind: str | None, data: Mapping[str, Any] | None) -> None:
         self.events.append((kind, data))
 
-    def on_garbled(self) -> None:
+    def on_invalid_json(self) -> None:
         self.garbled += 1
         self.events.append((None, None))
 
-    def on_due(self) -> None:
+    def on_repeats(self) -> None:
         kind = self.events[-1][0]
         assert kind is not None, "only an event of a known type repeats"
         assert kind not in KEPT, "an event that is wanted is never skipped"
-        self.due += 1
+        self.notify_at += 1
         self.events.append((kind, None))
 
 
@@ -61,25 +61,25 @@ class Tally:
     def __init__(self) -> None:
         self.count = 0
         self.repeats = 0
-        self.due = 1
+        self.notify_at = 1
 
-    def wants(self, kind: str) -> bool:
+    def needs_data(self, kind: str) -> bool:
         return kind in KEPT
 
     def on_event(self, _kind: str | None, _data: Mapping[str, Any] | None) -> None:
         self.count += 1
 
-    def on_garbled(self) -> None:
+    def on_invalid_json(self) -> None:
         self.count += 1
 
-    def on_due(self) -> None:
+    def on_repeats(self) -> None:
         self.count += 1
-        self.due += 1
+        self.notify_at += 1
 
 
 def feed(reader: EventReader, piece: bytes) -> None:
     """Feed a piece as its owner does: on the fast path first; what is not taken is handed in once more."""
-    if reader.repeats(piece):
+    if reader.feed_repeat(piece):
         return
     taken = reader.feed(piece)
     assert 0 <= taken < max(1, len(piece))
@@ -489,13 +489,13 @@ def growth_in_bytes(act: Callable[[], object]) -> int:
 
 def test_nothing_is_kept_of_how_an_event_begins_but_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that writes the text before the type leaves none of it behind in what all streams share."""
-    monkeypatch.setattr(_sse, "_leads", {})
+    monkeypatch.setattr(_sse, "_prefixes", {})
     reader = EventReader(AnswerState())
     for number in range(100):
         reader.feed(b'data: {"delta":"secret %d","type":"response.output_text.delta"}\n\n' % number)
         reader.feed(b'data: {"type":"response.kind_%d","delta":"secret"}\n\n' % number)
-    assert not any(b"secret" in head for head in _sse._leads)
-    assert 0 < len(_sse._leads) <= 64
+    assert not any(b"secret" in head for head in _sse._prefixes)
+    assert 0 < len(_sse._prefixes) <= 64
 
 
 @pytest.mark.parametrize("shift", [0, 7], ids=["one event a piece", "borders inside events"])

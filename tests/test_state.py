@@ -347,8 +347,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def repeat(state: AnswerState) -> None:
     """Count one more delta as `EventReader` does."""
     state.repeats += 1
-    if state.repeats >= state.due:
-        state.on_due()
+    if state.repeats >= state.notify_at:
+        state.on_repeats()
 
 
 def deltas_at(clock: list[int], times_ms: list[int]) -> AnswerState:
@@ -382,7 +382,7 @@ def test_a_frozen_state_learns_and_does_not_count(clock: list[int]) -> None:
     for event in (CREATED, delta(), delta(), delta()):
         clock[0] += 1_000_000
         reader.feed(framed(event))
-    state.freeze()
+    state.stop_counting()
     for event in (delta(), delta(), delta(REFUSAL), delta(REFUSAL), life("completed", usage=USAGE)):
         clock[0] += 1_000_000
         reader.feed(framed(event))
@@ -470,24 +470,24 @@ def test_a_whole_body_says_the_same_as_a_stream(name: str) -> None:
     """A body that was not streamed has an ending, and its usage is from the response itself."""
     body, ending, usage = BODIES[name]
     state = AnswerState()
-    state.on_body(body)
+    state.on_document(body)
     assert state.ending == ending
     assert state.response.usage == usage
     assert state.source is UsageSource.RESPONSE
 
 
 WANTED: dict[str, Callable[[], bool]] = {
-    "the first event": lambda: AnswerState().wants("response.created"),
-    "the end": lambda: all(AnswerState().wants(f"response.{status}") for status in TERMINAL),
-    "an error": lambda: AnswerState().wants("error"),
-    "progress without a first event": lambda: AnswerState().wants("response.in_progress"),
-    "a life-cycle event of the future": lambda: AnswerState().wants("response.paused"),
+    "the first event": lambda: AnswerState().needs_data("response.created"),
+    "the end": lambda: all(AnswerState().needs_data(f"response.{status}") for status in TERMINAL),
+    "an error": lambda: AnswerState().needs_data("error"),
+    "progress without a first event": lambda: AnswerState().needs_data("response.in_progress"),
+    "a life-cycle event of the future": lambda: AnswerState().needs_data("response.paused"),
 }
 UNWANTED: dict[str, Callable[[], bool]] = {
-    "a delta": lambda: AnswerState().wants(TEXT),
-    "an item": lambda: AnswerState().wants("response.output_item.done"),
-    "progress that repeats the first event": lambda: fold(CREATED).wants("response.in_progress"),
-    "something else": lambda: AnswerState().wants("keepalive"),
+    "a delta": lambda: AnswerState().needs_data(TEXT),
+    "an item": lambda: AnswerState().needs_data("response.output_item.done"),
+    "progress that repeats the first event": lambda: fold(CREATED).needs_data("response.in_progress"),
+    "something else": lambda: AnswerState().needs_data("keepalive"),
 }
 
 

@@ -162,7 +162,7 @@ def test_tails_give_their_places_back(
     instrument: Instrument, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many streams are read on one after the other, there is a place for the next."""
-    monkeypatch.setattr(_tail, "_places", threading.BoundedSemaphore(1))
+    monkeypatch.setattr(_tail, "_thread_slots", threading.BoundedSemaphore(1))
     observed = instrument(tail_timeout=60)
     api = GatedAPI()
     with client_of(SYNC, serve(api)) as client:
@@ -258,13 +258,13 @@ def test_a_forked_child_has_every_place_to_itself(monkeypatch: pytest.MonkeyPatc
     no_place(monkeypatch)
     child = os.fork()
     if child == 0:
-        os._exit(0 if _tail._places.acquire(blocking=False) else 1)
+        os._exit(0 if _tail._thread_slots.acquire(blocking=False) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tail, "_places", threading.BoundedSemaphore(1))
-    _tail._places.acquire()
+    monkeypatch.setattr(_tail, "_thread_slots", threading.BoundedSemaphore(1))
+    _tail._thread_slots.acquire()
 
 
 def close_at_once(runtime: Runtime, server: ScriptedServer, call: Callable[[Any], Any]) -> None:

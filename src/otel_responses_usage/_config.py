@@ -60,7 +60,7 @@ class Config:
         A wrong value never raises: all wrong ones are named in one warning and their defaults used.
         """
         values: dict[str, Any] = {}
-        wrong: list[str] = []
+        invalid: list[str] = []
         for field in fields(cls):
             variable = _PREFIX + field.name.upper()
             text = environ.get(variable, "").strip()
@@ -71,9 +71,9 @@ class Config:
                 cls(**{field.name: value})
                 values[field.name] = value
             except ValueError:
-                wrong.append(f"{variable} (using {field.default!r})")
-        if wrong:
-            _logger.warning("These settings have a value that cannot be used: %s", ", ".join(wrong))
+                invalid.append(f"{variable} (using {field.default!r})")
+        if invalid:
+            _logger.warning("These settings have a value that cannot be used: %s", ", ".join(invalid))
         return cls(**values)
 
 

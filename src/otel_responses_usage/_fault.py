@@ -13,40 +13,40 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _logger = logging.getLogger("otel_responses_usage")
-_count: Callable[[], None] | None = None
+_counter: Callable[[], None] | None = None
 
 
-def report(doing: str) -> None:
+def report(action: str) -> None:
     """Log and count the exception being handled; the application never sees it."""
-    _log(f"A fault of the instrumentation while {doing}; the application is not affected.")
-    if _count is not None:
+    _log(f"A fault of the instrumentation while {action}; the application is not affected.")
+    if _counter is not None:
         try:
-            _count()
+            _counter()
         except Exception:
             _log("The fault could not be counted.")
 
 
-def contained(doing: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R | None]]:
+def catch_and_report(action: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R | None]]:
     """Return a decorator for functions that the application runs through: what they raise ends here."""
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R | None]:
         @functools.wraps(function)
-        def contain(*args: _P.args, **kwargs: _P.kwargs) -> _R | None:
+        def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R | None:
             try:
                 return function(*args, **kwargs)
             except Exception:
-                report(doing)
+                report(action)
                 return None
 
-        return contain
+        return guarded
 
     return decorate
 
 
-def count_with(count: Callable[[], None] | None) -> None:
+def set_counter(counter: Callable[[], None] | None) -> None:
     """Have every later fault counted by this function."""
-    global _count  # faults are of the process, whoever has them
-    _count = count
+    global _counter  # faults are of the process, whoever has them
+    _counter = counter
 
 
 def _log(message: str) -> None:

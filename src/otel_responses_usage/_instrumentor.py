@@ -23,8 +23,8 @@ SCOPE: Final = "otel_responses_usage"
 _VERSION: Final = "0.1.0"  # pyproject.toml reads it here
 
 # The supported range of the SDK: from this release on, and below this major version.
-_OLDEST: Final = (1, 66)
-_BEYOND: Final = 4
+_MIN_VERSION: Final = (1, 66)
+_END_VERSION: Final = (4,)
 
 _logger = logging.getLogger(__name__)
 
@@ -48,13 +48,13 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Return the supported range of the SDK."""
-        major, minor = _OLDEST
-        return (f"openai >= {major}.{minor}, < {_BEYOND}",)
+        major, minor = _MIN_VERSION
+        return (f"openai >= {major}.{minor}, < {_END_VERSION[0]}",)
 
     def _check_dependency_conflicts(self) -> Any:
         # To learn the version, the base class parses all that the SDK's package says of itself, in 3 ms.
-        release = str(getattr(sys.modules.get("openai"), "__version__", "")).split(".")[:2]
-        if all(map(str.isdecimal, release)) and _OLDEST <= tuple(map(int, release)) < (_BEYOND,):
+        version = str(getattr(sys.modules.get("openai"), "__version__", "")).split(".")[:2]
+        if all(map(str.isdecimal, version)) and _MIN_VERSION <= tuple(map(int, version)) < _END_VERSION:
             return None
         return super()._check_dependency_conflicts()
 
@@ -71,12 +71,12 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
             make_retriever,
             lambda endpoint, change: telemetry.count_circuit(endpoint.address, endpoint.port, change),
         )
-        _fault.count_with(telemetry.count_fault)
+        _fault.set_counter(telemetry.count_fault)
         ledger = self._ledger = Ledger(config, telemetry, recovery)
         self._replacements = replacements(ledger, tracer_provider, meter_provider)
         for module in {module: None for module, _, _ in self._replacements}:
             # Importing the SDK takes a second; an application that never does shall not pay for it.
-            wrapt.register_post_import_hook(_hook(self, ledger), module)
+            wrapt.register_post_import_hook(_import_hook(self, ledger), module)
 
     def _uninstrument(self, **kwargs: Any) -> None:  # noqa: ARG002  # the base class's signature
         while self._patches:
@@ -85,21 +85,21 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
             ledger.close()
-        _fault.count_with(None)
+        _fault.set_counter(None)
 
-    def _patch(self, imported: str) -> None:
+    def _patch_module(self, module_name: str) -> None:
         for module, name, wrapper in self._replacements:
-            if module == imported:
+            if module == module_name:
                 try:
                     self._patches.append(Patch(module, name, wrapper))
                 except AttributeError:
                     _logger.warning("%s.%s is not there and is not instrumented.", module, name)
 
 
-def _hook(instrumentor: ResponsesUsageInstrumentor, ledger: Ledger) -> Callable[[Any], None]:
-    def patch(module: Any) -> None:
+def _import_hook(instrumentor: ResponsesUsageInstrumentor, ledger: Ledger) -> Callable[[Any], None]:
+    def on_import(module: Any) -> None:
         # A hook cannot be taken back: one of an earlier `instrument()` does nothing.
         if instrumentor._ledger is ledger:  # noqa: SLF001
-            instrumentor._patch(module.__name__)  # noqa: SLF001
+            instrumentor._patch_module(module.__name__)  # noqa: SLF001
 
-    return patch
+    return on_import

@@ -11,12 +11,12 @@ from .sse import EventReader
 from .state import AnswerState
 
 # An answer that comes in pieces is not collected beyond this size; its usage is looked up.
-_LARGEST_DOCUMENT: Final = 16 * 1024 * 1024
+_MAX_DOCUMENT_BYTES: Final = 16 * 1024 * 1024
 # The id of a document, with nothing but simple members before it.
-_LEADING_ID: Final = (
+_ID_PATTERN: Final = (
     rb'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[^\s"\[\]{},]+)\s*,)*?\s*"id"\s*:\s*"([^"\\]+)"'
 )
-_LONGEST_LEAD: Final = 4096
+_ID_SEARCH_BYTES: Final = 4096
 
 
 class BodyReader(Protocol):
@@ -27,7 +27,7 @@ class BodyReader(Protocol):
         """Whether the body has said that nothing follows."""
         ...
 
-    def repeats(self, piece: bytes) -> bool:
+    def feed_repeat(self, piece: bytes) -> bool:
         """Take a piece if that can be done in passing, and say whether it was taken."""
         ...
 
@@ -37,7 +37,7 @@ class BodyReader(Protocol):
 
 
 class DocumentReader:
-    """Collects one JSON document: `finish` reads it, `give_up` what is there of it."""
+    """Collects one JSON document: `finish` reads it, `finish_incomplete` what is there of it."""
 
     __slots__ = ("_is_too_large", "_pieces", "_size", "_state", "done")
 
@@ -48,7 +48,7 @@ class DocumentReader:
         self._is_too_large = False
         self.done = False
 
-    def repeats(self, piece: bytes) -> bool:  # noqa: ARG002
+    def feed_repeat(self, piece: bytes) -> bool:  # noqa: ARG002
         """No piece of a document is like the one before."""
         return False
 
@@ -56,8 +56,8 @@ class DocumentReader:
         """Take the next bytes of the document."""
         self._size += len(piece)
         # One that comes whole is in memory anyway.
-        if self._pieces and self._size > _LARGEST_DOCUMENT:
-            self._pieces = [self._beginning()]
+        if self._pieces and self._size > _MAX_DOCUMENT_BYTES:
+            self._pieces = [self._first_bytes()]
             self._is_too_large = True
         else:
             self._pieces.append(piece)
@@ -71,31 +71,31 @@ class DocumentReader:
                 document = json.loads(b"".join(self._pieces))
         if isinstance(document, dict):
             self._pieces.clear()
-            self._state.on_body(document)
+            self._state.on_document(document)
         else:
-            self._state.on_beginning(self._leading_id(), is_whole=self._is_too_large)
+            self._state.on_partial_document(self._find_id(), is_complete=self._is_too_large)
 
-    def give_up(self) -> None:
+    def finish_incomplete(self) -> None:
         """Read the id of a document of which no more will come."""
-        self._state.on_beginning(self._leading_id(), is_whole=False)
+        self._state.on_partial_document(self._find_id(), is_complete=False)
 
-    def _leading_id(self) -> str | None:
-        lead = re.match(_LEADING_ID, self._beginning())  # compiled if there is ever need
+    def _find_id(self) -> str | None:
+        match = re.match(_ID_PATTERN, self._first_bytes())  # compiled if there is ever need
         self._pieces.clear()
-        return lead[1].decode("utf-8", "replace") if lead else None
+        return match[1].decode("utf-8", "replace") if match else None
 
-    def _beginning(self) -> bytes:
-        beginning = b""
+    def _first_bytes(self) -> bytes:
+        first_bytes = b""
         for piece in self._pieces:
-            beginning += piece[:_LONGEST_LEAD]
-            if len(beginning) >= _LONGEST_LEAD:
+            first_bytes += piece[:_ID_SEARCH_BYTES]
+            if len(first_bytes) >= _ID_SEARCH_BYTES:
                 break
-        return beginning
+        return first_bytes
 
 
-def body_reader(beginning: bytes, state: AnswerState) -> BodyReader:
+def body_reader(first_bytes: bytes, state: AnswerState) -> BodyReader:
     """Return the reader for a body that begins like this.
 
     What the server calls it does not matter: the SDK, too, reads JSON that calls itself text.
     """
-    return DocumentReader(state) if beginning.lstrip().startswith((b"{", b"[")) else EventReader(state)
+    return DocumentReader(state) if first_bytes.lstrip().startswith((b"{", b"[")) else EventReader(state)

@@ -19,19 +19,19 @@ class Reception:
 
     Attributes:
         state: The facts that have been read so far.
-        passes: A fast path for most pieces: takes a piece and returns true, or returns false. A piece that
+        read_fast: A fast path for most pieces: takes a piece and returns true, or returns false. A piece that
             it did not take goes to `read`.
 
     """
 
-    __slots__ = ("_held", "_reader", "_reads", "passes", "state")
+    __slots__ = ("_is_reading", "_reader", "_remainder", "read_fast", "state")
 
     def __init__(self, reader: BodyReader | None = None) -> None:
         self.state = AnswerState()
-        self.passes = takes_nothing if reader is None else reader.repeats
+        self.read_fast = read_nothing if reader is None else reader.feed_repeat
         self._reader = reader  # `None`: chosen by the first bytes
-        self._reads = True
-        self._held = b""  # has arrived, but the application has not asked for it
+        self._is_reading = True
+        self._remainder = b""  # has arrived, but the application has not asked for it
 
     @property
     def ending(self) -> Ending | None:
@@ -53,47 +53,47 @@ class Reception:
         """Read the next piece.
 
         Returns:
-            How many of its bytes were read, 0 for all. The others are held until `take_held`; see
+            How many of its bytes were read, 0 for all. The others are held until `take_remainder`; see
             `EventReader.feed`.
 
         """
-        if not self._reads:
+        if not self._is_reading:
             return 0
         try:
             if self._reader is None:
                 self._reader = body_reader(piece, self.state)
-                self.passes = self._reader.repeats
-            taken = self._reader.feed(piece)
+                self.read_fast = self._reader.feed_repeat
+            consumed = self._reader.feed(piece)
         except Exception:
             _fault.report("reading a stream")
             self.stop()  # what the stream would have told is looked up
             return 0
-        self._held = piece[taken:] if taken else b""
-        return taken
+        self._remainder = piece[consumed:] if consumed else b""
+        return consumed
 
-    def take_held(self) -> bytes:
+    def take_remainder(self) -> bytes:
         """Return the bytes that are held, which are then to be read; empty if there are none."""
-        held, self._held = self._held, b""
-        return held
+        remainder, self._remainder = self._remainder, b""
+        return remainder
 
     def stop(self) -> None:
         """Read no further piece, except with `read_tail`."""
-        self._reads = False
-        self.passes = takes_nothing
+        self._is_reading = False
+        self.read_fast = read_nothing
 
     def finish_document(self) -> None:
         """Read a body that is one JSON document and has arrived whole."""
         if isinstance(self._reader, DocumentReader):
             self._reader.finish()
 
-    def would_end(self, pieces: Sequence[bytes]) -> bool:
+    def contains_end(self, pieces: Sequence[bytes]) -> bool:
         """Whether these pieces, if they were read, would end the response."""
         reader, state = copy.deepcopy((self._reader, self.state))
         return bool(pieces) and _read_all(reader or body_reader(pieces[0], state), state, pieces)
 
     def begin_tail(self) -> None:
         """Count no further event: what is read from now on comes after the end of the call."""
-        self.state.freeze()
+        self.state.stop_counting()
 
     def read_tail(self, piece: bytes) -> bool:
         """Read bytes that came after the call had ended, and return whether nothing more is needed."""
@@ -105,23 +105,23 @@ class Reception:
             _fault.report("reading on")
             return True
 
-    def give_up(self) -> None:
+    def release(self) -> None:
         """Release the reader: no further piece will come. Of an incomplete document the id is read."""
         if isinstance(self._reader, DocumentReader):
-            self._reader.give_up()
+            self._reader.finish_incomplete()
         self._reader = None
-        self._held = b""
+        self._remainder = b""
 
 
-def takes_nothing(_: bytes) -> bool:
+def read_nothing(_: bytes) -> bool:
     """Take no piece: the fast path where there is none."""
     return False
 
 
 def _read_all(reader: BodyReader, state: AnswerState, pieces: Iterable[bytes]) -> bool:
     for piece in pieces:
-        taken = reader.feed(piece)
-        while taken:
-            piece = piece[taken:]
-            taken = reader.feed(piece)
+        consumed = reader.feed(piece)
+        while consumed:
+            piece = piece[consumed:]
+            consumed = reader.feed(piece)
     return state.ending is not None

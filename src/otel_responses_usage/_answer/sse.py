@@ -11,14 +11,12 @@ _LF: Final = 10
 _CR: Final = 13
 _BLANK_LINES: Final = (b"\r\n\r\n", b"\n\n")
 # Most servers write the type first; then an event is known by its first few bytes.
-_LEADING_TYPE: Final = re.compile(rb'data:\s*\{\s*"type"\s*:\s*"([^"\\]{1,128})"')
-_LEADING_LINES: Final = re.compile(
-    rb'(?:event:[^\r\n]{0,128}\r?\n)?data: ?(\{"type": ?"([^"\\\r\n]{1,128})")'
-)
-_LONGEST_LEAD: Final = 256
+_DATA_LINE_TYPE: Final = re.compile(rb'data:\s*\{\s*"type"\s*:\s*"([^"\\]{1,128})"')
+_EVENT_PREFIX: Final = re.compile(rb'(?:event:[^\r\n]{0,128}\r?\n)?data: ?(\{"type": ?"([^"\\\r\n]{1,128})")')
+_MAX_PREFIX_BYTES: Final = 256
 # How the type of a life-cycle event is written. Inside of a JSON string its quotes would be escaped.
-_LIFE_TYPES: Final = (b'"type":"response.', b'"type": "response.')
-_LAST_WORDS: Final = (b'completed"', b'incomplete"', b'failed"')
+_LIFECYCLE_TYPES: Final = (b'"type":"response.', b'"type": "response.')
+_TERMINAL_NAMES: Final = (b'completed"', b'incomplete"', b'failed"')
 
 # How an event begins that has its type in front, how it ends, and what is between, each with its place.
 _Frame: TypeAlias = tuple[slice, "bytes | None", slice, bytes, slice]
@@ -26,9 +24,9 @@ _NO_FRAME: Final[_Frame] = (slice(0), None, slice(0), b"", slice(0))
 
 # The type that an event has in front, where its data begin, and its frames with LF and with CR LF. There are
 # not many, and all streams share theirs. What begins otherwise may have content in it, and is not kept.
-_Lead: TypeAlias = tuple[str, int, tuple[_Frame, _Frame]]
-_MOST_LEADS: Final = 64
-_leads: Final[dict[bytes, _Lead]] = {}
+_Prefix: TypeAlias = tuple[str, int, tuple[_Frame, _Frame]]
+_MAX_PREFIXES: Final = 64
+_prefixes: Final[dict[bytes, _Prefix]] = {}
 
 
 class EventSink(Protocol):
@@ -36,26 +34,26 @@ class EventSink(Protocol):
 
     Attributes:
         repeats: The reader adds 1 for each further event of the last one's type which was not wanted.
-        due: How many repeats there are when it calls `on_due`.
+        notify_at: How many repeats there are when it calls `on_repeats`.
 
     """
 
     repeats: int
-    due: int
+    notify_at: int
 
-    def wants(self, kind: str) -> bool:
+    def needs_data(self, event_type: str) -> bool:
         """Whether the data of events of this type is worth decoding."""
         ...
 
-    def on_event(self, kind: str | None, data: dict[str, Any] | None) -> None:
+    def on_event(self, event_type: str | None, data: dict[str, Any] | None) -> None:
         """Take one event; `data` is there where it was wanted, or had to be decoded to know the type."""
         ...
 
-    def on_garbled(self) -> None:
+    def on_invalid_json(self) -> None:
         """Take one event whose data is no JSON."""
         ...
 
-    def on_due(self) -> None:
+    def on_repeats(self) -> None:
         """Take note of the repeat that just passed."""
         ...
 
@@ -72,12 +70,12 @@ class EventReader:
     __slots__ = (
         "_after_cr",
         "_data",
+        "_event_type",
         "_frame",
-        "_kind",
         "_line",
         "_sink",
+        "_skips_data",
         "_skips_line",
-        "_unwanted",
         "done",
     )
 
@@ -88,60 +86,60 @@ class EventReader:
         self._skips_line = False  # the rest of the unfinished line is of no interest
         self._after_cr = False  # the last piece ended in CR: a leading LF belongs to it
         # The unfinished event:
-        self._kind: str | None = None  # its type, where that is known already
+        self._event_type: str | None = None  # its type, where that is known already
         self._data: list[bytes] | None = None  # its data lines
-        self._unwanted = False  # its data lines are not kept
+        self._skips_data = False  # its data lines are not kept
         self._frame = _NO_FRAME  # of a piece that is one more event of the last one's type
 
     def feed(self, piece: bytes) -> int:
-        """Take the next bytes of the stream, and say how many of them, 0 for all. Try `repeats` first.
+        """Take the next bytes of the stream, and say how many of them, 0 for all. Try `feed_repeat` first.
 
         Not taken are those from the event on that ends the response, if other events of the same piece
         come before it. They are to be fed when somebody asks for them, or never will: so a reader who is
         still busy with the events before has not reached the end yet.
         """
-        if self._read_whole(piece):
+        if self._read_single_event(piece):
             return 0
-        border = _before_last_event(piece)
-        self._read(piece[:border] if border else piece)
-        return border
+        split_at = _terminal_event_start(piece)
+        self._read(piece[:split_at] if split_at else piece)
+        return split_at
 
-    def repeats(self, piece: bytes) -> bool:
+    def feed_repeat(self, piece: bytes) -> bool:
         """Take a piece that is one more event of the last one's type, and say whether it was one.
 
         Servers write one event a piece, and most events are deltas like the one before: the same
         beginning, the same end, and no further line between them.
         """
         # All that most events cost is here. Slicing takes half of the time that methods of bytes take.
-        head_part, head, tail_part, tail, middle_part = self._frame
-        if piece[head_part] == head and piece[tail_part] == tail:
-            middle = piece[middle_part]
+        prefix_slice, prefix, suffix_slice, suffix, middle_slice = self._frame
+        if piece[prefix_slice] == prefix and piece[suffix_slice] == suffix:
+            middle = piece[middle_slice]
             if _LF not in middle and _CR not in middle:
                 sink = self._sink
                 sink.repeats = repeats = sink.repeats + 1
-                if repeats >= sink.due:
-                    sink.on_due()
+                if repeats >= sink.notify_at:
+                    sink.on_repeats()
                 return True
         return False
 
-    def _read_whole(self, piece: bytes) -> bool:
+    def _read_single_event(self, piece: bytes) -> bool:
         """Take a piece that is one event from its first to its last line, and say whether it was one."""
         self._frame = _NO_FRAME
-        in_an_event = self._line or self._skips_line or self._after_cr or self._data or self._unwanted
-        lead_ends = -1 if in_an_event or self.done else piece.find(b",", 0, _LONGEST_LEAD)
-        lead = _lead(piece[:lead_ends]) if lead_ends > 0 else None
-        if lead is None:
+        is_inside_event = self._line or self._skips_line or self._after_cr or self._data or self._skips_data
+        prefix_end = -1 if is_inside_event or self.done else piece.find(b",", 0, _MAX_PREFIX_BYTES)
+        match = _prefix_of(piece[:prefix_end]) if prefix_end > 0 else None
+        if match is None:
             return False
-        kind, data_begins, frames = lead
+        event_type, data_start, frames = match
         frame = frames[piece.endswith(b"\r\n")]
-        _, _, tail_part, tail, middle_part = frame
-        middle = piece[middle_part]
-        if piece[tail_part] != tail or _LF in middle or _CR in middle:
+        _, _, suffix_slice, suffix, middle_slice = frame
+        middle = piece[middle_slice]
+        if piece[suffix_slice] != suffix or _LF in middle or _CR in middle:
             return False
-        if self._sink.wants(kind):
-            self._decode(piece[data_begins : -len(tail)])
+        if self._sink.needs_data(event_type):
+            self._decode(piece[data_start : -len(suffix)])
         else:
-            self._sink.on_event(kind, None)
+            self._sink.on_event(event_type, None)
             self._frame = frame
         return True
 
@@ -166,7 +164,7 @@ class EventReader:
         if self._line[: len(_DATA)] != _DATA[: len(self._line)]:
             self._skips_line = True  # an `event:` line or a comment: nothing in it is needed
         elif len(self._line) > len(_DATA):
-            self._skips_line = self._is_unwanted(self._line)
+            self._skips_line = self._is_skipped(self._line)
         if self._skips_line:
             self._line = b""
 
@@ -182,29 +180,29 @@ class EventReader:
         if not line:
             self._end_event()
         elif line.startswith(_DATA):
-            if not self._is_unwanted(line):
-                self._keep(line[len(_DATA) :].removeprefix(b" "))
+            if not self._is_skipped(line):
+                self._keep_data(line[len(_DATA) :].removeprefix(b" "))
         elif line == b"data":  # a field without a value
-            self._keep(b"")
+            self._keep_data(b"")
 
-    def _keep(self, line: bytes) -> None:
+    def _keep_data(self, line: bytes) -> None:
         self._data = self._data or []
         self._data.append(line)
 
-    def _is_unwanted(self, line: bytes | bytearray) -> bool:
+    def _is_skipped(self, line: bytes | bytearray) -> bool:
         """Whether a data line, of which at least the beginning is there, need not be kept."""
-        if self._kind is None and not self._data:
-            self._kind = _leading_type(line)
-            self._unwanted = self._kind is not None and not self._sink.wants(self._kind)
-        return self._unwanted
+        if self._event_type is None and not self._data:
+            self._event_type = _type_of_data_line(line)
+            self._skips_data = self._event_type is not None and not self._sink.needs_data(self._event_type)
+        return self._skips_data
 
     def _end_event(self) -> None:
-        kind, lines, unwanted = self._kind, self._data, self._unwanted
-        self._kind, self._data, self._unwanted = None, None, False
+        event_type, lines, is_skipped = self._event_type, self._data, self._skips_data
+        self._event_type, self._data, self._skips_data = None, None, False
         if self.done:
             return
-        if unwanted:
-            self._sink.on_event(kind, None)
+        if is_skipped:
+            self._sink.on_event(event_type, None)
             return
         if not lines:
             return
@@ -219,41 +217,41 @@ class EventReader:
             # Decoded as `json.loads` does it, which would try four encodings first.
             event = json.loads(data.decode("utf-8", "surrogatepass"))
         except (ValueError, RecursionError):
-            self._sink.on_garbled()
+            self._sink.on_invalid_json()
             return
-        kind = event.get("type") if isinstance(event, dict) else None
+        event_type = event.get("type") if isinstance(event, dict) else None
         self._sink.on_event(
-            kind if isinstance(kind, str) else None, event if isinstance(event, dict) else None
+            event_type if isinstance(event_type, str) else None, event if isinstance(event, dict) else None
         )
 
 
-def _lead(head: bytes) -> _Lead | None:
+def _prefix_of(prefix: bytes) -> _Prefix | None:
     """Return what is known of an event that begins like this, if that is with its type."""
-    known = _leads.get(head)
-    if known is None and (lead := _LEADING_LINES.fullmatch(head)):
-        frames = _frame(head, b"\n\n"), _frame(head, b"\r\n\r\n")
-        known = lead[2].decode("utf-8", "replace"), lead.start(1), frames
-        if len(_leads) < _MOST_LEADS:
-            _leads[head] = known
+    known = _prefixes.get(prefix)
+    if known is None and (match := _EVENT_PREFIX.fullmatch(prefix)):
+        frames = _frame(prefix, b"\n\n"), _frame(prefix, b"\r\n\r\n")
+        known = match[2].decode("utf-8", "replace"), match.start(1), frames
+        if len(_prefixes) < _MAX_PREFIXES:
+            _prefixes[prefix] = known
     return known
 
 
-def _frame(head: bytes, tail: bytes) -> _Frame:
-    return slice(len(head)), head, slice(-len(tail), None), tail, slice(len(head), -len(tail))
+def _frame(prefix: bytes, suffix: bytes) -> _Frame:
+    return slice(len(prefix)), prefix, slice(-len(suffix), None), suffix, slice(len(prefix), -len(suffix))
 
 
-def _before_last_event(piece: bytes) -> int:
+def _terminal_event_start(piece: bytes) -> int:
     """Return where the event begins that ends the response, if it is the last of several; else 0."""
     if not any(0 <= piece.find(blank_line) < len(piece) - len(blank_line) for blank_line in _BLANK_LINES):
         return 0  # there is one event, or a part of one
-    at = max(piece.rfind(life_type) for life_type in _LIFE_TYPES)
-    if at < 0 or not piece.startswith(_LAST_WORDS, piece.index(b".", at) + 1):
+    type_at = max(piece.rfind(lifecycle_type) for lifecycle_type in _LIFECYCLE_TYPES)
+    if type_at < 0 or not piece.startswith(_TERMINAL_NAMES, piece.index(b".", type_at) + 1):
         return 0
     # Without any blank line before it, a place where no event begins.
-    border = max(piece.rfind(blank_line, 0, at) + len(blank_line) for blank_line in _BLANK_LINES)
-    return border if piece.startswith((b"event:", _DATA), border) else 0
+    split_at = max(piece.rfind(blank_line, 0, type_at) + len(blank_line) for blank_line in _BLANK_LINES)
+    return split_at if piece.startswith((b"event:", _DATA), split_at) else 0
 
 
-def _leading_type(line: bytes | bytearray) -> str | None:
-    lead = _LEADING_TYPE.match(line, 0, _LONGEST_LEAD)
-    return lead[1].decode("utf-8", "replace") if lead else None
+def _type_of_data_line(line: bytes | bytearray) -> str | None:
+    match = _DATA_LINE_TYPE.match(line, 0, _MAX_PREFIX_BYTES)
+    return match[1].decode("utf-8", "replace") if match else None

@@ -22,7 +22,7 @@ from .._telemetry.telemetry import Telemetry
 from .invocation import Invocation, Services
 
 # Before what an application has registered for the same moment, such as a flush.
-_EARLY: Final = 1000
+_EXIT_PRIORITY: Final = 1000
 
 
 class Ledger:
@@ -34,45 +34,45 @@ class Ledger:
         self._recovery = recovery
         self._services = Services(config, telemetry, recovery, self._remove)
         self._open: dict[Invocation, None] = {}
-        self._deferred: list[Callable[[], object]] = []
+        self._callbacks_before_next_call: list[Callable[[], object]] = []
         self._closed = False
-        self._closes_at_exit = False
+        self._is_registered_at_exit = False
         if hasattr(os, "register_at_fork"):
-            this = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _begin_anew(this()))
+            ledger_ref = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _reset_after_fork(ledger_ref()))
 
     @property
-    def is_open(self) -> bool:
+    def accepts_calls(self) -> bool:
         """Whether calls are worth describing: they are taken, and there is somebody who may listen."""
-        return not self._closed and self._telemetry.has_listener
+        return not self._closed and self._telemetry.has_sdk
 
     def open(self, request: ResponsesRequest) -> Invocation | None:
         """Begin a call; `None` where nobody listens, and once the ledger is closed."""
         if self._closed:
             return None
-        while self._deferred:
+        while self._callbacks_before_next_call:
             with contextlib.suppress(IndexError):  # of two threads one finds it empty
-                self._deferred.pop()()
+                self._callbacks_before_next_call.pop()()
         start_ns = time.time_ns()
         span = self._telemetry.start(request, start_ns)
         if not self._telemetry.is_recorded(span):
             return None
         invocation = Invocation(request, span, start_ns, self._services)
         self._open[invocation] = None
-        if not self._closes_at_exit:
+        if not self._is_registered_at_exit:
             # Not before the first span: the provider that made it has registered its own shutdown by
             # now, and what is registered last runs first.
-            self._closes_at_exit = True
+            self._is_registered_at_exit = True
             atexit.register(self.close)
             _close_at_exit_of_child(self.close)
         return invocation
 
     @property
-    def is_waiting(self) -> bool:
+    def has_pending(self) -> bool:
         """Whether any ended call waits for its usage."""
         return self._recovery.is_waiting
 
-    def awaits(self, server: Server, response_id: str) -> bool:
+    def is_pending(self, server: Server, response_id: str) -> bool:
         """Whether an ended call waits for the usage of this response of this server."""
         return self._recovery.awaits(server, response_id)
 
@@ -80,10 +80,10 @@ class Ledger:
         """Use what the application itself has learned of a response that a call waits for."""
         self._recovery.observe(server, response)
 
-    def settle(self) -> None:
+    def drain(self) -> None:
         """End every open call, and wait for the pending look-ups as long as the settings allow."""
         for invocation in list(self._open):
-            invocation.abort()
+            invocation.on_exit()
         self._recovery.drain(self._config.exit_timeout)
 
     def close(self) -> None:
@@ -92,21 +92,23 @@ class Ledger:
             return
         self._closed = True
         atexit.unregister(self.close)
-        self.settle()
+        self.drain()
         self._recovery.stop(0.0)
 
-    def begin_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         """Leave to the parent process what it had under way when this one was forked."""
         for invocation in self._open:
             invocation.discard()
         self._open = {}
-        self._closes_at_exit = False
+        self._is_registered_at_exit = False
         # The metrics have come along with the parent's values. They are put right by the first call: just
         # after a fork, whatever an application does is risky.
-        held, forget_circuits = self._recovery.begin_anew()
-        if held:
-            self._deferred.append(partial(self._telemetry.add_pending, INVALID_SPAN, -held))
-        self._deferred.append(forget_circuits)
+        pending_spans, forget_circuits = self._recovery.begin_anew()
+        if pending_spans:
+            self._callbacks_before_next_call.append(
+                partial(self._telemetry.add_pending, INVALID_SPAN, -pending_spans)
+            )
+        self._callbacks_before_next_call.append(forget_circuits)
 
     def _remove(self, invocation: Invocation) -> None:
         self._open.pop(invocation, None)
@@ -118,9 +120,9 @@ def _close_at_exit_of_child(close: Callable[[], None]) -> None:
     if multiprocessing is not None and multiprocessing.parent_process() is not None:
         from multiprocessing.util import Finalize
 
-        Finalize(None, close, exitpriority=_EARLY)
+        Finalize(None, close, exitpriority=_EXIT_PRIORITY)
 
 
-def _begin_anew(ledger: Ledger | None) -> None:
+def _reset_after_fork(ledger: Ledger | None) -> None:
     if ledger is not None:
-        ledger.begin_anew()
+        ledger.reset_after_fork()

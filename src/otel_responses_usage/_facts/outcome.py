@@ -23,7 +23,7 @@ class Outcome(str, Enum):
     EXIT = "exit"
 
 
-_UNSET_STATUS: Final = frozenset({Outcome.COMPLETED, Outcome.INCOMPLETE, Outcome.CLOSED})
+_NOT_ERRORS: Final = frozenset({Outcome.COMPLETED, Outcome.INCOMPLETE, Outcome.CLOSED})
 
 _FINISH_REASONS: Final = {"max_output_tokens": "length", "max_tokens": "length"}
 
@@ -37,7 +37,7 @@ class Ending(NamedTuple):
     @property
     def is_error(self) -> bool:
         """Whether the span's status is an error."""
-        return self.outcome not in _UNSET_STATUS
+        return self.outcome not in _NOT_ERRORS
 
     def finish_reason(self, response: Response) -> str:
         """Return the one finish reason of the response, in the words of the GenAI conventions."""
@@ -55,7 +55,7 @@ CLOSED: Final = Ending(Outcome.CLOSED)
 ABANDONED: Final = Ending(Outcome.ABANDONED, "stream_abandoned")
 EXIT: Final = Ending(Outcome.EXIT, "process_exit")
 
-_BY_STATUS: Final = {
+_OUTCOME_BY_STATUS: Final = {
     "completed": Outcome.COMPLETED,
     "incomplete": Outcome.INCOMPLETE,
     "failed": Outcome.FAILED,
@@ -64,17 +64,18 @@ _BY_STATUS: Final = {
 }
 
 
-def ending_of(response: Response, said: str) -> Ending:
+def ending_of(response: Response, fallback_status: str) -> Ending:
     """Return the ending of a response that has ended.
 
     Args:
         response: The last sight of the response.
-        said: The status that the event's type or the answer stands for. It decides where the response
-            itself has no final status: several servers send `completed` for everything, others no status.
+        fallback_status: The status that the event's type or the answer stands for. It decides where the
+            response itself has no final status: several servers send `completed` for everything, others no
+            status.
 
     """
-    status = response.status if response.status in _BY_STATUS else said
-    outcome = _BY_STATUS.get(status, Outcome.COMPLETED)
+    status = response.status if response.status in _OUTCOME_BY_STATUS else fallback_status
+    outcome = _OUTCOME_BY_STATUS.get(status, Outcome.COMPLETED)
     if outcome is Outcome.FAILED:
         return Ending(outcome, response.error_code or "failed")
     return Ending(outcome)

@@ -45,7 +45,7 @@ class Server(NamedTuple):
     port: int | None
 
     @staticmethod
-    def at(host: str | None, port: int | None, scheme: str, *, azure: bool = False) -> Server:
+    def from_url_parts(host: str | None, port: int | None, scheme: str, *, azure: bool = False) -> Server:
         """Name the server of a base URL; `azure` says that the application uses an Azure client."""
         return _server(host or "", port or _PORTS.get(scheme), azure)
 
@@ -82,7 +82,7 @@ def is_create(method: str, path: str) -> bool:
     return method.lower() == "post" and _last_segments(path, 1) == ["responses"]
 
 
-def fetched_id(method: str, path: str) -> str | None:
+def fetched_response_id(method: str, path: str) -> str | None:
     """Return the id of the response that a request fetches; `None` where it fetches none."""
     match [method.lower(), *_last_segments(path, 2)]:
         case ["get", "responses", response_id]:
@@ -91,32 +91,32 @@ def fetched_id(method: str, path: str) -> str | None:
             return None
 
 
-def shown_id(method: str, path: str) -> str | None:
+def returned_response_id(method: str, path: str) -> str | None:
     """Return the id of the response that the answer to a request shows: one fetched, or cancelled."""
     match [method.lower(), *_last_segments(path, 3)]:
         case ["post", "responses", response_id, "cancel"]:
             return response_id or None
         case _:
-            return fetched_id(method, path)
+            return fetched_response_id(method, path)
 
 
-def _last_segments(path: str, number: int) -> list[str]:
+def _last_segments(path: str, count: int) -> list[str]:
     # Only these: an application may name the whole URL, as in `client.post("https://host/v1/responses")`.
-    return path.removesuffix("/").split("/")[-number:]
+    return path.removesuffix("/").split("/")[-count:]
 
 
-def create_request(body: Mapping[str, Any], server: Server) -> ResponsesRequest:
+def describe_create(body: Mapping[str, Any], server: Server) -> ResponsesRequest:
     """Describe a call that makes a response, from the body as it is sent."""
-    fields: list[Any] = [Operation.CHAT, server, *_NOT_GIVEN]
+    fields: list[Any] = [Operation.CHAT, server, *_DEFAULTS]
     for name, value in body.items():
-        reader = _READERS.get(name)
-        if reader is not None:
-            place, read = reader
-            fields[place] = read(value)
+        parser = _FIELD_PARSERS.get(name)
+        if parser is not None:
+            index, parse = parser
+            fields[index] = parse(value)
     return ResponsesRequest._make(fields)
 
 
-def fetch_request(response_id: str, query: Mapping[str, Any], server: Server) -> ResponsesRequest:
+def describe_fetch(response_id: str, query: Mapping[str, Any], server: Server) -> ResponsesRequest:
     """Describe a streamed fetch of a response that an earlier call made."""
     cursor = query.get("starting_after")
     return ResponsesRequest(
@@ -134,8 +134,8 @@ def _server(host: str, port: int | None, azure: bool) -> Server:
 
 
 def _provider(host: str) -> str:
-    for ending, provider in _PROVIDERS:
-        if host == ending or host.endswith("." + ending):
+    for domain, provider in _PROVIDERS:
+        if host == domain or host.endswith("." + domain):
             return provider
     # An OpenAI client against a host nobody knows: a proxy or a server that speaks OpenAI's protocol.
     return "openai"
@@ -170,9 +170,9 @@ def _output_type(text: object) -> str | None:
 
 
 # What is read of a body: the place of the field that each name fills, and how. Most calls give a few of them.
-_READERS: Final[dict[str, tuple[int, Callable[[object], object]]]] = {
-    name: (ResponsesRequest._fields.index(field), read)
-    for name, field, read in (
+_FIELD_PARSERS: Final[dict[str, tuple[int, Callable[[object], object]]]] = {
+    name: (ResponsesRequest._fields.index(field), parse)
+    for name, field, parse in (
         ("stream", "streams", bool),  # as the SDK decides, whose sentinels are false
         ("model", "model", _text),
         ("store", "stored", lambda value: value is not False),
@@ -187,4 +187,4 @@ _READERS: Final[dict[str, tuple[int, Callable[[object], object]]]] = {
         ("service_tier", "service_tier", _text),
     )
 }
-_NOT_GIVEN: Final = tuple(ResponsesRequest._field_defaults.values())
+_DEFAULTS: Final = tuple(ResponsesRequest._field_defaults.values())

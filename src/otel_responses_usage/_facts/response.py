@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from .usage import Usage
 
-_UNDER_WAY_STATUSES: Final = frozenset({"queued", "in_progress"})
+_RUNNING_STATUSES: Final = frozenset({"queued", "in_progress"})
 TERMINAL_STATUSES: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})
 
 # Output items that ask the application to act; calls that the service runs itself are not among them.
@@ -23,7 +23,7 @@ _TOOL_CALL_ITEMS: Final = frozenset(
     }
 )
 
-_LONGEST_WORD: Final = 128
+_MAX_TEXT_LENGTH: Final = 128
 
 
 class Response(NamedTuple):
@@ -44,9 +44,9 @@ class Response(NamedTuple):
         return self.status in TERMINAL_STATUSES
 
     @property
-    def is_under_way(self) -> bool:
+    def is_running(self) -> bool:
         """Whether the API says that it is still at work on this response."""
-        return self.status in _UNDER_WAY_STATUSES
+        return self.status in _RUNNING_STATUSES
 
     @classmethod
     def from_json(cls, response: Mapping[str, Any]) -> Response:
@@ -54,11 +54,11 @@ class Response(NamedTuple):
         output, details = response.get("output"), response.get("incomplete_details")
         return cls(
             id=_id(response.get("id")),
-            model=_word(response.get("model")),
-            status=_word(response.get("status")),
-            service_tier=_word(response.get("service_tier")),
+            model=_short_text(response.get("model")),
+            status=_short_text(response.get("status")),
+            service_tier=_short_text(response.get("service_tier")),
             usage=Usage.from_response(response),
-            incomplete_reason=_word(details.get("reason")) if isinstance(details, dict) else None,
+            incomplete_reason=_short_text(details.get("reason")) if isinstance(details, dict) else None,
             error_code=error_code(response.get("error")),
             calls_tools=isinstance(output, list)
             and any(isinstance(item, dict) and item.get("type") in _TOOL_CALL_ITEMS for item in output),
@@ -68,7 +68,7 @@ class Response(NamedTuple):
         """Return the same without counts: those of a response under way are not those of its bill."""
         return self._replace(usage=None) if self.usage is not None else self
 
-    def updated(self, newer: Response) -> Response:
+    def merged_with(self, newer: Response) -> Response:
         """Combine with a later sight of the same response: what it left out is kept from before."""
         return Response._make(new or old for new, old in zip(newer, self, strict=True))
 
@@ -83,23 +83,23 @@ def error_code(error: object) -> str | None:
             return str(value)
         # `error` is the type of the event that carries the error and says nothing about it.
         if isinstance(value, str) and value and value != "error":
-            return exportable(value[:_LONGEST_WORD])
+            return utf8_safe(value[:_MAX_TEXT_LENGTH])
     return None
 
 
-def exportable(text: str) -> str:
+def utf8_safe(text: str) -> str:
     """Return a text that can be written as UTF-8: JSON can smuggle in halves of characters that cannot."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _id(value: object) -> str | None:
-    return exportable(value) if isinstance(value, str) and value else None
+    return utf8_safe(value) if isinstance(value, str) and value else None
 
 
-def _word(value: object) -> str | None:
-    return _shared(value[:_LONGEST_WORD]) if isinstance(value, str) and value else None
+def _short_text(value: object) -> str | None:
+    return _interned(value[:_MAX_TEXT_LENGTH]) if isinstance(value, str) and value else None
 
 
 @functools.lru_cache(maxsize=128)  # open streams hold the same few words; let it be the same objects
-def _shared(word: str) -> str:
-    return exportable(word)
+def _interned(text: str) -> str:
+    return utf8_safe(text)

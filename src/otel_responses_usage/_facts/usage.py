@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-_LARGEST: Final = 2**63 - 1
+_MAX_INT64: Final = 2**63 - 1
 
 
 class UsageSource(str, Enum):
@@ -64,18 +64,18 @@ class Usage(NamedTuple):
             return None
         inputs = usage.get("input_tokens_details")
         outputs = usage.get("output_tokens_details")
-        found = cls(
-            input_tokens=_count(usage, "input_tokens"),
-            output_tokens=_count(usage, "output_tokens"),
-            cache_read_input_tokens=_count(inputs, "cached_tokens"),
-            cache_write_input_tokens=_count(inputs, "cache_write_tokens"),
-            reasoning_output_tokens=_count(outputs, "reasoning_tokens"),
+        parsed = cls(
+            input_tokens=_token_count(usage, "input_tokens"),
+            output_tokens=_token_count(usage, "output_tokens"),
+            cache_read_input_tokens=_token_count(inputs, "cached_tokens"),
+            cache_write_input_tokens=_token_count(inputs, "cache_write_tokens"),
+            reasoning_output_tokens=_token_count(outputs, "reasoning_tokens"),
         )
         # Without the two main counts there is nothing to bill: details alone are not usage.
-        return None if found.input_tokens is None and found.output_tokens is None else found
+        return None if parsed.input_tokens is None and parsed.output_tokens is None else parsed
 
 
-def _count(counts: object, name: str) -> int | None:
+def _token_count(counts: object, name: str) -> int | None:
     value = counts.get(name) if isinstance(counts, dict) else None
     # `True` is an int to Python, but no count; and what exceeds 64 bits no exporter can write.
-    return value if type(value) is int and 0 <= value <= _LARGEST else None
+    return value if type(value) is int and 0 <= value <= _MAX_INT64 else None

@@ -21,11 +21,11 @@ from .._facts.outcome import CLOSED
 from .._facts.request import (
     ResponsesRequest,
     Server,
-    create_request,
-    fetch_request,
-    fetched_id,
+    describe_create,
+    describe_fetch,
+    fetched_response_id,
     is_create,
-    shown_id,
+    returned_response_id,
 )
 from .._facts.response import Response
 from .._facts.usage import MissingReason
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 Wrapped = Callable[..., Any]
 
 
-class _Making:
+class _RequestScope:
     """The time in which a call is made: what is answered meanwhile, in this context, is its answer.
 
     A callable of the application's may make others inside of it, also such as have no span.
     """
 
-    __slots__ = ("_before", "_token", "invocation")
+    __slots__ = ("_outer", "_token", "invocation")
 
     def __init__(self, invocation: Invocation | None) -> None:
         self.invocation = invocation
 
     def __enter__(self) -> None:
-        self._before = _making.get()
-        _making.set(self)
+        self._outer = _current_scope.get()
+        _current_scope.set(self)
         self._token = None
         if self.invocation is not None:
             self._token = context.attach(trace.set_span_in_context(self.invocation.span))
@@ -61,22 +61,24 @@ class _Making:
     ) -> None:
         # A coroutine that nobody has finished is closed by the collector: in any context, in mid-call of
         # another, and while somebody holds a lock that ending a span takes.
-        if _making.get() is self:
-            _making.set(self._before)
+        if _current_scope.get() is self:
+            _current_scope.set(self._outer)
             if self._token is not None:
                 context.detach(self._token)
         if self.invocation is None:
             return
         if isinstance(error, GeneratorExit):
-            self.invocation.on_lost()
+            self.invocation.on_garbage_collected()
         elif error is not None:
             self.invocation.on_raise(error)
         else:
             self.invocation.on_return()
 
 
-_NO_CALL: Final = _Making(None)
-_making: Final[ContextVar[_Making]] = ContextVar("otel_responses_usage.making", default=_NO_CALL)
+_NO_SCOPE: Final = _RequestScope(None)
+_current_scope: Final[ContextVar[_RequestScope]] = ContextVar(
+    "otel_responses_usage.request_scope", default=_NO_SCOPE
+)
 
 
 class HttpSurface:
@@ -91,61 +93,61 @@ class HttpSurface:
 
     def request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
         """Make a call under its span."""
-        making = self._begin(client, args, kwargs)
-        if making is None:
+        scope = self._open_scope(client, args, kwargs)
+        if scope is None:
             return wrapped(*args, **kwargs)
-        with making:
+        with scope:
             return wrapped(*args, **kwargs)
 
     async def async_request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
         """Make a call under its span."""
-        making = self._begin(client, args, kwargs)
-        if making is None:
+        scope = self._open_scope(client, args, kwargs)
+        if scope is None:
             return await wrapped(*args, **kwargs)
-        with making:
+        with scope:
             return await wrapped(*args, **kwargs)
 
     def process_response(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
         """Look at the answer, before anything is made of it. Serves both clients: it awaits nothing."""
-        invocation = _making.get().invocation
+        invocation = _current_scope.get().invocation
         try:
             if invocation is not None:
-                _watch(invocation, client, kwargs["response"])
-            elif self._ledger.is_waiting:
-                self._learn_from(client, kwargs["options"], kwargs["response"])
+                _attach(invocation, client, kwargs["response"])
+            elif self._ledger.has_pending:
+                self._observe(client, kwargs["options"], kwargs["response"])
         except Exception:
             _fault.report("looking at an answer")
             if invocation is not None:
                 invocation.finish(CLOSED)  # nothing more will be heard of it
         return wrapped(*args, **kwargs)
 
-    def _learn_from(self, client: Any, options: Any, response: Any) -> None:
+    def _observe(self, client: Any, options: Any, response: Any) -> None:
         """Use the answer to a call that has no span, where it shows a response that is waited for."""
         path, _, _ = options.url.partition("?")
-        response_id = shown_id(options.method, path) if "responses" in path else None
+        response_id = returned_response_id(options.method, path) if "responses" in path else None
         if response_id is None:
             return
         server = _server(client, options.url)
-        if self._ledger.awaits(server, unquote(response_id)) and _is_read(response):
+        if self._ledger.is_pending(server, unquote(response_id)) and _is_body_read(response):
             document = response.json()
             if isinstance(document, dict):
                 self._ledger.observe(server, Response.from_json(document))
 
-    def _begin(self, client: Any, args: Any, kwargs: Any) -> _Making | None:
+    def _open_scope(self, client: Any, args: Any, kwargs: Any) -> _RequestScope | None:
         """Return what a call is to be made in; `None` if it is none of ours nor inside of one."""
         invocation = None
         try:
-            if not self._ledger.is_open:
+            if not self._ledger.accepts_calls:
                 return None  # the instrumentation is off, and another may be on around this one
             if is_instrumentation_enabled():
-                request = _describe(client, kwargs["options"] if "options" in kwargs else args[1])
+                request = _describe_request(client, kwargs["options"] if "options" in kwargs else args[1])
                 invocation = None if request is None else self._ledger.open(request)
         except Exception:
             _fault.report("opening a call")
-        return None if invocation is None and _making.get() is _NO_CALL else _Making(invocation)
+        return None if invocation is None and _current_scope.get() is _NO_SCOPE else _RequestScope(invocation)
 
 
-class _AnswerSource:
+class _TargetFactory:
     """Where an answer came from: says where its response can be looked up. Each open stream has one.
 
     It keeps no client and no request. An application that drops its client closes the connections there and
@@ -167,31 +169,31 @@ class _AnswerSource:
         return make_target(self._transport, self._client_class, self._url, self._headers, response_id)
 
 
-def _watch(invocation: Invocation, client: Any, response: Any) -> None:
+def _attach(invocation: Invocation, client: Any, response: Any) -> None:
     first = response.history[0] if response.history else response
-    if not invocation.on_answer(_AnswerSource(client._client, first.request)):  # noqa: SLF001
+    if not invocation.on_answer(_TargetFactory(client._client, first.request)):  # noqa: SLF001
         return
-    if _is_read(response):
+    if _is_body_read(response):
         invocation.on_document(response.content)
     else:
         tap(response, invocation)
 
 
-def _is_read(response: Any) -> bool:
+def _is_body_read(response: Any) -> bool:
     return bool(response.is_stream_consumed or response.is_closed)
 
 
-def _describe(client: Any, options: Any) -> ResponsesRequest | None:
+def _describe_request(client: Any, options: Any) -> ResponsesRequest | None:
     """Describe the call that these request options make; `None` for what is none of the Responses API."""
     path, _, _ = options.url.partition("?")
     if "responses" not in path:
         return None
     if is_create(options.method, path):
-        return create_request(_body(options), _server(client, options.url))
-    response_id = fetched_id(options.method, path)
+        return describe_create(_body(options), _server(client, options.url))
+    response_id = fetched_response_id(options.method, path)
     query = options.params if isinstance(options.params, Mapping) else {}
     if response_id is not None and query.get("stream") in (True, "true"):
-        return fetch_request(unquote(response_id), query, _server(client, options.url))
+        return describe_fetch(unquote(response_id), query, _server(client, options.url))
     return None
 
 
@@ -215,7 +217,7 @@ def _body(options: Any) -> Mapping[str, Any]:
 def _server(client: Any, url: str) -> Server:
     base = client.base_url if "://" not in url else type(client.base_url)(url)
     client_class: type = type(client)
-    return Server.at(base.host, base.port, base.scheme, azure=_is_azure(client_class))
+    return Server.from_url_parts(base.host, base.port, base.scheme, azure=_is_azure(client_class))
 
 
 @functools.lru_cache(maxsize=64)

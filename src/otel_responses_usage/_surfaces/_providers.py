@@ -26,7 +26,7 @@ class ProviderSurface:
                 self._tracer_provider or trace.get_tracer_provider(),
                 self._meter_provider or metrics.get_meter_provider(),
             ):
-                self._ledger.settle()
+                self._ledger.drain()
         except Exception:
             _fault.report("settling before a shutdown")
         return wrapped(*args, **kwargs)

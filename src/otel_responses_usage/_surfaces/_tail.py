@@ -18,14 +18,14 @@ THREAD_NAME: Final = "otel-responses-usage-tail"
 Decode = Callable[[bytes], bytes]
 
 # Each reader is a thread; one more stream than this is closed as ever, and looked up.
-_MOST_READERS: Final = 64
-_places = threading.BoundedSemaphore(_MOST_READERS)
+_MAX_THREADS: Final = 64
+_thread_slots = threading.BoundedSemaphore(_MAX_THREADS)
 
 # A loop keeps its tasks by weak references only.
 _tasks: set[asyncio.Task[None]] = set()
 
 
-def read_on(
+def read_tail_in_thread(
     source: Iterator[bytes],
     close: Callable[[], None],
     decode: Decode,
@@ -37,15 +37,15 @@ def read_on(
 
     A blocking read takes no deadline, so at the deadline its connection is shut down under it.
     """
-    if not _places.acquire(blocking=False):
+    if not _thread_slots.acquire(blocking=False):
         return None
-    handle = _handle(connection)
-    if handle is None:
-        _places.release()
+    duplicate = _duplicate(connection)
+    if duplicate is None:
+        _thread_slots.release()
         return None
 
     def read() -> None:
-        deadline = threading.Timer(timeout_s, _shut_down, (handle,))
+        deadline = threading.Timer(timeout_s, _shut_down, (duplicate,))
         deadline.daemon = True
         deadline.start()
         try:
@@ -56,25 +56,25 @@ def read_on(
             pass
         finally:
             deadline.cancel()
-            handle.close()
+            duplicate.close()
             try:
                 close()
             except Exception:
                 _fault.report("closing a stream that was read on")
-            _places.release()
+            _thread_slots.release()
             invocation.on_tail_end()
 
     thread = threading.Thread(target=read, name=THREAD_NAME, daemon=True)
     try:
         thread.start()
     except RuntimeError:  # the interpreter is shutting down
-        handle.close()
-        _places.release()
+        duplicate.close()
+        _thread_slots.release()
         return None
     return thread
 
 
-def async_read_on(
+def read_tail_in_task(
     source: AsyncIterator[bytes],
     close: Callable[[], Awaitable[None]],
     decode: Decode,
@@ -88,7 +88,7 @@ def async_read_on(
             if invocation.on_tail(decode(piece)):
                 break
 
-    async def read_for_a_while() -> None:
+    async def read_until_timeout() -> None:
         try:
             with contextlib.suppress(Exception):  # the tail has broken off, or its time is up
                 await asyncio.wait_for(read(), timeout_s)
@@ -101,7 +101,7 @@ def async_read_on(
                 invocation.on_tail_end()
 
     try:
-        task = asyncio.get_running_loop().create_task(read_for_a_while(), name=THREAD_NAME)
+        task = asyncio.get_running_loop().create_task(read_until_timeout(), name=THREAD_NAME)
     except RuntimeError:
         return None
     _tasks.add(task)
@@ -109,18 +109,18 @@ def async_read_on(
     return task
 
 
-def _begin_anew() -> None:
+def _reset_after_fork() -> None:
     """Forget the readers of the parent process."""
-    global _places
-    _places = threading.BoundedSemaphore(_MOST_READERS)
+    global _thread_slots
+    _thread_slots = threading.BoundedSemaphore(_MAX_THREADS)
     _tasks.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
-def _handle(connection: socket.socket | None) -> socket.socket | None:
+def _duplicate(connection: socket.socket | None) -> socket.socket | None:
     """Return a second handle on a connection, which works also when the application closes the first."""
     if connection is None:
         return None

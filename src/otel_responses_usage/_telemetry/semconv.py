@@ -146,7 +146,7 @@ _LATEST: Final = "gen_ai_latest_experimental"
 
 def generations(environ: Mapping[str, str] = os.environ) -> tuple[Generation, ...]:
     """Return the generations to record, as the environment opts in to them."""
-    words = {word.strip().lower() for word in environ.get(_OPT_IN, "").split(",")}
-    if f"{_LATEST}/dup" in words:
+    values = {value.strip().lower() for value in environ.get(_OPT_IN, "").split(",")}
+    if f"{_LATEST}/dup" in values:
         return CURRENT, NEXT
-    return (NEXT,) if _LATEST in words else (CURRENT,)
+    return (NEXT,) if _LATEST in values else (CURRENT,)

@@ -20,7 +20,7 @@ from . import semconv as names
 
 _API_TYPE: Final = "responses"
 # What a span says from its start, where the request gives it: the place of the field, and the name.
-_ASKED: Final = tuple(
+_REQUEST_ATTRIBUTES: Final = tuple(
     (ResponsesRequest._fields.index(field), name)
     for field, name in (
         ("max_output_tokens", names.REQUEST_MAX_TOKENS),
@@ -36,7 +36,7 @@ _ASKED: Final = tuple(
     )
 )
 
-_Take: TypeAlias = Callable[[int, dict[str, AttributeValue], Context], None]
+_RecordPoint: TypeAlias = Callable[[int, dict[str, AttributeValue], Context], None]
 
 
 class Retrieval(NamedTuple):
@@ -86,11 +86,11 @@ class _Instruments:
             description="Time between the pieces of a streamed answer.",
             explicit_bucket_boundaries_advisory=names.CHUNK_BUCKETS_S,
         )
-        made: dict[str, _Take] = {}
+        recorders: dict[str, _RecordPoint] = {}
         for metric in generation.tokens:
-            if metric.name not in made:
-                made[metric.name] = _token_instrument(meter, metric)
-        self._tokens = [(metric, made[metric.name]) for metric in generation.tokens]
+            if metric.name not in recorders:
+                recorders[metric.name] = _token_instrument(meter, metric)
+        self._tokens = [(metric, recorders[metric.name]) for metric in generation.tokens]
 
     def record(self, record: Record, common: dict[str, AttributeValue], context: Context) -> None:
         """Record the chunks and the tokens of a call."""
@@ -100,13 +100,13 @@ class _Instruments:
             self._time_per_output_chunk.record(gap_s, common, context)
         if record.usage is None:
             return
-        for metric, take in self._tokens:
+        for metric, record_tokens in self._tokens:
             tokens = getattr(record.usage, metric.field)
             if tokens is not None:
-                take(tokens, {**common, **metric.attributes}, context)
+                record_tokens(tokens, {**common, **metric.attributes}, context)
 
 
-def _token_instrument(meter: metrics.Meter, metric: names.TokenMetric) -> _Take:
+def _token_instrument(meter: metrics.Meter, metric: names.TokenMetric) -> _RecordPoint:
     description = "Number of tokens used."
     if metric.instrument is names.TokenInstrument.COUNTER:
         return meter.create_counter(metric.name, unit="{token}", description=description).add
@@ -128,7 +128,7 @@ class Telemetry:
         generations: Sequence[names.Generation] = (names.CURRENT,),
     ) -> None:
         self._tracer = tracer
-        self._has_listener = False
+        self._has_sdk = False
         self._instruments = [_Instruments(meter, generation) for generation in generations]
         self._calls = meter.create_counter(
             names.METRIC_CALLS,
@@ -159,9 +159,11 @@ class Telemetry:
 
     def start(self, request: ResponsesRequest, start_ns: int) -> Span:
         """Open the span of a call, as a child of whatever is current."""
-        attributes = _at_start(request.operation, request.server, request.model, request.streams).copy()
-        for place, name in _ASKED:
-            value: Any = request[place]
+        attributes = _start_attributes(
+            request.operation, request.server, request.model, request.streams
+        ).copy()
+        for index, name in _REQUEST_ATTRIBUTES:
+            value: Any = request[index]
             if value is not None:
                 attributes[name] = value
         return self._tracer.start_span(
@@ -169,32 +171,32 @@ class Telemetry:
         )
 
     @property
-    def has_listener(self) -> bool:
+    def has_sdk(self) -> bool:
         """Whether there is an SDK that may record a span, or takes points. Once there is, there stays one."""
-        if not self._has_listener:
+        if not self._has_sdk:
             # Until the application sets a provider, a tracer is a proxy for one that does nothing.
             tracer = getattr(self._tracer, "_tracer", self._tracer)
-            self._has_listener = not isinstance(tracer, trace.NoOpTracer) or self._takes_points
-        return self._has_listener
+            self._has_sdk = not isinstance(tracer, trace.NoOpTracer) or self._records_metrics
+        return self._has_sdk
 
     def is_recorded(self, span: Span) -> bool:
         """Whether anybody listens: the span is recorded, or there is an SDK that takes points."""
-        return span.is_recording() or self._takes_points
+        return span.is_recording() or self._records_metrics
 
     @property
-    def _takes_points(self) -> bool:
+    def _records_metrics(self) -> bool:
         # Until the application sets a provider, an instrument is a proxy without a real one behind it.
-        real = getattr(self._calls, "_real_instrument", self._calls)
-        return real is not None and not isinstance(real, metrics.NoOpCounter)
+        instrument = getattr(self._calls, "_real_instrument", self._calls)
+        return instrument is not None and not isinstance(instrument, metrics.NoOpCounter)
 
     def add_pending(self, span: Span, change: int) -> None:
         """Count spans that stay open for their usage: 1 for one more, -1 for one less."""
-        _try(self._pending.add, change, None, _context_of(span))
+        _run_step(self._pending.add, change, None, _context_of(span))
 
     def count_circuit(self, address: str, port: int | None, change: int) -> None:
         """Count a circuit that opens, by 1, or closes, by -1."""
         self._open_circuits.add(
-            change, _given({names.SERVER_ADDRESS: address or None, names.SERVER_PORT: port})
+            change, _without_none({names.SERVER_ADDRESS: address or None, names.SERVER_PORT: port})
         )
 
     def count_fault(self) -> None:
@@ -207,15 +209,15 @@ class Telemetry:
         Metrics come first, and each step is made whatever becomes of the others: an exporter that
         breaks on the span does not cost the tokens.
         """
-        _try(self._measure, record, _context_of(span))
+        _run_step(self._record_metrics, record, _context_of(span))
         if span.is_recording():
-            _try(self._describe, span, record)
-        _try(span.end, record.end_ns)
+            _run_step(self._set_attributes, span, record)
+        _run_step(span.end, record.end_ns)
 
-    def _describe(self, span: Span, record: Record) -> None:
+    def _set_attributes(self, span: Span, record: Record) -> None:
         response, usage, retrieval = record.response, record.usage, record.retrieval
         # A response that was left at work in the background has not finished for any reason.
-        has_finished = record.events or not response.is_under_way
+        has_finished = record.events or not response.is_running
         reason = record.ending.finish_reason(response) if has_finished else None
         attributes: dict[str, AttributeValue | None] = {
             names.RESPONSE_ID: response.id,
@@ -248,18 +250,20 @@ class Telemetry:
         if retrieval is not None:
             attributes[names.RETRIEVAL_ATTEMPTS] = retrieval.attempts
             attributes[names.RETRIEVAL_DURATION] = retrieval.duration_s
-        span.set_attributes(_given(attributes))
+        span.set_attributes(_without_none(attributes))
         if record.ending.is_error:
             span.set_status(Status(StatusCode.ERROR))
 
-    def _measure(self, record: Record, context: Context) -> None:
+    def _record_metrics(self, record: Record, context: Context) -> None:
         request, ending = record.request, record.ending
-        common = {**_common(request.operation, request.server, request.model, record.response.model)}
-        timed = common | {names.ERROR_TYPE: ending.error_type} if ending.error_type else common
+        common = {
+            **_common_attributes(request.operation, request.server, request.model, record.response.model)
+        }
+        with_error = common | {names.ERROR_TYPE: ending.error_type} if ending.error_type else common
         # A fetch made no tokens, and its chunks are those of the call that did.
         is_fetch = request.operation is not Operation.CHAT
         for instruments in self._instruments:
-            instruments.duration.record((record.end_ns - record.start_ns) / 1e9, timed, context)
+            instruments.duration.record((record.end_ns - record.start_ns) / 1e9, with_error, context)
             if not is_fetch:
                 instruments.record(record, common, context)
         if is_fetch:
@@ -267,7 +271,7 @@ class Telemetry:
         self._calls.add(
             1,
             {
-                **_of_call(
+                **_call_attributes(
                     ending.outcome,
                     request.server.provider,
                     request.model,
@@ -286,7 +290,7 @@ class Telemetry:
             )
 
 
-def _try(step: Callable[..., None], *args: object) -> None:
+def _run_step(step: Callable[..., None], *args: object) -> None:
     try:
         step(*args)
     except Exception:
@@ -298,7 +302,7 @@ def _context_of(span: Span) -> Context:
     return trace.set_span_in_context(span, Context())
 
 
-def _given(attributes: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
+def _without_none(attributes: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
     return {name: value for name, value in attributes.items() if value is not None}
 
 
@@ -306,21 +310,21 @@ def _given(attributes: Mapping[str, AttributeValue | None]) -> dict[str, Attribu
 
 
 @functools.lru_cache(maxsize=128)
-def _at_start(
+def _start_attributes(
     operation: Operation, server: Server, model: str | None, streams: bool
 ) -> dict[str, AttributeValue]:
     return {
-        **_common(operation, server, model),
+        **_common_attributes(operation, server, model),
         names.REQUEST_STREAM: streams,
         names.OPENAI_API_TYPE: _API_TYPE,
     }
 
 
 @functools.lru_cache(maxsize=128)
-def _common(
+def _common_attributes(
     operation: Operation, server: Server, requested_model: str | None, model: str | None = None
 ) -> dict[str, AttributeValue]:
-    return _given(
+    return _without_none(
         {
             names.OPERATION_NAME: operation.value,
             names.PROVIDER_NAME: server.provider,
@@ -333,14 +337,14 @@ def _common(
 
 
 @functools.lru_cache(maxsize=128)
-def _of_call(
+def _call_attributes(
     outcome: Outcome,
     provider: str,
     model: str | None,
     source: UsageSource | None,
     missing_reason: MissingReason | None,
 ) -> dict[str, AttributeValue]:
-    return _given(
+    return _without_none(
         {
             names.STREAM_OUTCOME: outcome.value,
             names.PROVIDER_NAME: provider,
