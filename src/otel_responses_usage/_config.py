@@ -1,4 +1,4 @@
-"""The settings of the instrumentation and the environment variables they come from."""
+"""The settings of the instrumentation and their environment variables."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings, each with the environment variable `OTEL_RESPONSES_USAGE_<NAME>`.
+    """The settings. Each has an environment variable `OTEL_RESPONSES_USAGE_<NAME>`.
 
     Attributes:
-        retrieval: Whether usage that a stream did not deliver is looked up afterwards.
-        retrieval_timeout: Seconds from the end of a stream to giving up on its usage.
-        background_timeout: The same for calls made with `background=True`.
-        max_concurrency: Retrieval requests in flight at most.
-        max_pending: Spans held open for their usage at most; beyond it a span closes as `overload`.
-        exit_timeout: Seconds that a process exit or `uninstrument()` waits for pending retrievals.
-        tail_timeout: Seconds to read on after the application closed a stream; 0 is off. Costs the
-            tokens generated meanwhile.
+        retrieval: Whether to look usage up that the stream did not deliver.
+        retrieval_timeout: Seconds from the end of a stream until its look-up stops.
+        background_timeout: The same for calls with `background=True`.
+        max_concurrency: Maximum number of look-up requests at the same time.
+        max_pending: Maximum number of spans that stay open until their usage is known. Further spans end at
+            once, with the missing reason `overload`.
+        exit_timeout: Seconds that a process exit or `uninstrument()` waits for pending look-ups.
+        tail_timeout: Seconds to continue reading after the application closed a stream; 0 is off. Costs the
+            tokens that are generated during this time.
 
     Raises:
         ValueError: A value is out of range.
@@ -55,9 +56,9 @@ class Config:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:
-        """Read the settings from the environment.
+        """Return the settings from the environment.
 
-        A wrong value never raises: all wrong ones are named in one warning and their defaults used.
+        An invalid value does not raise. One warning names all invalid variables, and their defaults are used.
         """
         values: dict[str, Any] = {}
         invalid: list[str] = []

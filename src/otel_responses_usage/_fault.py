@@ -1,4 +1,4 @@
-"""The one place where a fault of the instrumentation itself ends."""
+"""Catches errors of the instrumentation itself, so that the application never sees them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _counter: Callable[[], None] | None = None
 
 
 def report(action: str) -> None:
-    """Log and count the exception being handled; the application never sees it."""
+    """Log and count the exception that is being handled. `action` completes the log line."""
     _log(f"A fault of the instrumentation while {action}; the application is not affected.")
     if _counter is not None:
         try:
@@ -27,7 +27,10 @@ def report(action: str) -> None:
 
 
 def catch_and_report(action: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R | None]]:
-    """Return a decorator for functions that the application runs through: what they raise ends here."""
+    """Return a decorator for functions that run in the application's call stack.
+
+    The decorated function returns `None` if the original raises. The exception is passed to `report`.
+    """
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R | None]:
         @functools.wraps(function)
@@ -44,14 +47,14 @@ def catch_and_report(action: str) -> Callable[[Callable[_P, _R]], Callable[_P, _
 
 
 def set_counter(counter: Callable[[], None] | None) -> None:
-    """Have every later fault counted by this function."""
-    global _counter  # faults are of the process, whoever has them
+    """Set the function that is called once for each later fault; `None` removes it."""
+    global _counter  # one counter for the whole process
     _counter = counter
 
 
 def _log(message: str) -> None:
     if _logger.isEnabledFor(logging.DEBUG):
-        # Not the chain: a fault may happen while an exception of the application's is handled, whose
-        # text can quote a prompt or a key.
+        # Without the exception chain. The application may be handling an exception of its own, and its text
+        # can contain a prompt or a key.
         text = "".join(traceback.format_exception(*sys.exc_info(), chain=False))
         _logger.debug("%s\n%s", message, text)

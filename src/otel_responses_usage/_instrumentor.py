@@ -1,4 +1,4 @@
-"""Switching the instrumentation on and off."""
+"""Switches the instrumentation on and off."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ._telemetry import semconv
 from ._telemetry.telemetry import Telemetry
 
 SCOPE: Final = "otel_responses_usage"
-_VERSION: Final = "0.1.0"  # pyproject.toml reads it here
+_VERSION: Final = "0.1.0"  # pyproject.toml reads the version from this line
 
-# The supported range of the SDK: from this release on, and below this major version.
+# The supported versions of the SDK: from the first, below the second.
 _MIN_VERSION: Final = (1, 66)
 _END_VERSION: Final = (4,)
 
@@ -32,27 +32,28 @@ _logger = logging.getLogger(__name__)
 class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base class is untyped
     """Instruments the openai SDK: one span per Responses call, with its exact usage.
 
-    `instrument()` takes, all optional:
+    `instrument()` has these optional arguments:
 
-    - `tracer_provider`: an `opentelemetry.trace.TracerProvider`; the global one if left out.
-    - `meter_provider`: an `opentelemetry.metrics.MeterProvider`; the global one if left out.
-    - `config`: a `Config`; read from the environment if left out.
+    - `tracer_provider`: an `opentelemetry.trace.TracerProvider`. The default is the global one.
+    - `meter_provider`: an `opentelemetry.metrics.MeterProvider`. The default is the global one.
+    - `config`: a `Config`. The default is read from the environment.
 
-    `uninstrument()` puts everything back and waits for pending look-ups as long as
-    `Config.exit_timeout` says. Either may be called twice; clients made before are covered.
+    `uninstrument()` removes the instrumentation. It waits for pending look-ups, up to
+    `Config.exit_timeout`. Calling either method twice is allowed. Clients that exist before
+    `instrument()` are instrumented, too.
     """
 
     _ledger: Ledger | None = None
     _replacements: tuple[Replacement, ...] = ()
-    _patches: list[Patch] = []  # noqa: RUF012  # there is one instrumentor
+    _patches: list[Patch] = []  # noqa: RUF012  # the instrumentor is a singleton
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """Return the supported range of the SDK."""
+        """Return the supported versions of the SDK."""
         major, minor = _MIN_VERSION
         return (f"openai >= {major}.{minor}, < {_END_VERSION[0]}",)
 
     def _check_dependency_conflicts(self) -> Any:
-        # To learn the version, the base class parses all that the SDK's package says of itself, in 3 ms.
+        # A fast check of the version. The base class parses all metadata of the SDK, which takes 3 ms.
         version = str(getattr(sys.modules.get("openai"), "__version__", "")).split(".")[:2]
         if all(map(str.isdecimal, version)) and _MIN_VERSION <= tuple(map(int, version)) < _END_VERSION:
             return None
@@ -75,7 +76,7 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         ledger = self._ledger = Ledger(config, telemetry, recovery)
         self._replacements = replacements(ledger, tracer_provider, meter_provider)
         for module in {module: None for module, _, _ in self._replacements}:
-            # Importing the SDK takes a second; an application that never does shall not pay for it.
+            # Do not import the SDK here: the import takes a second, and not every application needs it.
             wrapt.register_post_import_hook(_import_hook(self, ledger), module)
 
     def _uninstrument(self, **kwargs: Any) -> None:  # noqa: ARG002  # the base class's signature
@@ -98,7 +99,7 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
 
 def _import_hook(instrumentor: ResponsesUsageInstrumentor, ledger: Ledger) -> Callable[[Any], None]:
     def on_import(module: Any) -> None:
-        # A hook cannot be taken back: one of an earlier `instrument()` does nothing.
+        # Import hooks cannot be removed. A hook of an earlier `instrument()` does nothing.
         if instrumentor._ledger is ledger:  # noqa: SLF001
             instrumentor._patch_module(module.__name__)  # noqa: SLF001
 

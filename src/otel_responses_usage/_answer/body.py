@@ -1,4 +1,4 @@
-"""The body of an answer: an event stream, or one JSON document."""
+"""Readers for the body of an answer: an event stream or one JSON document."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Final, Protocol
 from .sse import EventReader
 from .state import AnswerState
 
-# An answer that comes in pieces is not collected beyond this size; its usage is looked up.
+# A document that arrives in pieces is not kept beyond this size. Its usage is looked up.
 _MAX_DOCUMENT_BYTES: Final = 16 * 1024 * 1024
-# The id of a document, with nothing but simple members before it.
+# Finds the id of a document if only strings, numbers and literals precede it.
 _ID_PATTERN: Final = (
     rb'\s*\{(?:\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[^\s"\[\]{},]+)\s*,)*?\s*"id"\s*:\s*"([^"\\]+)"'
 )
@@ -20,24 +20,35 @@ _ID_SEARCH_BYTES: Final = 4096
 
 
 class BodyReader(Protocol):
-    """Reads a body in whatever pieces it arrives."""
+    """Reads a body in pieces of any size."""
 
     @property
     def done(self) -> bool:
-        """Whether the body has said that nothing follows."""
+        """Whether the end marker of the body has been read."""
         ...
 
     def feed_repeat(self, piece: bytes) -> bool:
-        """Take a piece if that can be done in passing, and say whether it was taken."""
+        """Read a piece with the fast path, and return true if that was possible.
+
+        After false, `feed` must read the piece.
+        """
         ...
 
     def feed(self, piece: bytes) -> int:
-        """Take the next bytes, and say how many of them, 0 for all; the rest is to be fed later."""
+        """Read the next bytes.
+
+        Returns:
+            The number of bytes that were read, 0 for all. The caller must feed the remainder later.
+
+        """
         ...
 
 
 class DocumentReader:
-    """Collects one JSON document: `finish` reads it, `finish_incomplete` what is there of it."""
+    """Collects one JSON document.
+
+    `finish` parses a complete document. `finish_incomplete` reads only the id.
+    """
 
     __slots__ = ("_is_too_large", "_pieces", "_size", "_state", "done")
 
@@ -49,13 +60,13 @@ class DocumentReader:
         self.done = False
 
     def feed_repeat(self, piece: bytes) -> bool:  # noqa: ARG002
-        """No piece of a document is like the one before."""
+        """Return false: a document has no fast path."""
         return False
 
     def feed(self, piece: bytes) -> int:
-        """Take the next bytes of the document."""
+        """Collect the next bytes of the document."""
         self._size += len(piece)
-        # One that comes whole is in memory anyway.
+        # A document that arrives in one piece is in memory already.
         if self._pieces and self._size > _MAX_DOCUMENT_BYTES:
             self._pieces = [self._first_bytes()]
             self._is_too_large = True
@@ -64,7 +75,10 @@ class DocumentReader:
         return 0
 
     def finish(self) -> None:
-        """Read the document, which is whole; of one that is no JSON object only the id can be known."""
+        """Parse the complete document.
+
+        If it is too large or not a JSON object, only its id is read.
+        """
         document = None
         if not self._is_too_large:
             with contextlib.suppress(ValueError, RecursionError):
@@ -76,11 +90,11 @@ class DocumentReader:
             self._state.on_partial_document(self._find_id(), is_complete=self._is_too_large)
 
     def finish_incomplete(self) -> None:
-        """Read the id of a document of which no more will come."""
+        """Read the id of a document that broke off."""
         self._state.on_partial_document(self._find_id(), is_complete=False)
 
     def _find_id(self) -> str | None:
-        match = re.match(_ID_PATTERN, self._first_bytes())  # compiled if there is ever need
+        match = re.match(_ID_PATTERN, self._first_bytes())  # compiled on first use, which is rare
         self._pieces.clear()
         return match[1].decode("utf-8", "replace") if match else None
 
@@ -94,8 +108,8 @@ class DocumentReader:
 
 
 def body_reader(first_bytes: bytes, state: AnswerState) -> BodyReader:
-    """Return the reader for a body that begins like this.
+    """Return the reader for a body that starts with these bytes.
 
-    What the server calls it does not matter: the SDK, too, reads JSON that calls itself text.
+    The content type is ignored: servers send JSON as text, and the SDK parses it all the same.
     """
     return DocumentReader(state) if first_bytes.lstrip().startswith((b"{", b"[")) else EventReader(state)

@@ -1,4 +1,4 @@
-"""One answer while it arrives: its pieces are read into facts."""
+"""Reads one answer while it arrives, and collects its facts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .state import AnswerState
 class Reception:
     """Reads the pieces of one answer in the order in which they arrive.
 
-    A piece is what the transport delivers at once. Of an HTTP body it is any number of bytes; a transport
-    that delivers whole events gives the reader for them to the constructor. Nothing here raises.
+    The transport decides the size of a piece. A piece of an HTTP body is any number of bytes. A transport
+    with whole events passes its own reader to the constructor. No method raises.
 
     Attributes:
         state: The facts that have been read so far.
-        read_fast: A fast path for most pieces: takes a piece and returns true, or returns false. A piece that
-            it did not take goes to `read`.
+        read_fast: A fast path that can read most pieces. It returns false for any other piece, which must
+            then be passed to `read`.
 
     """
 
@@ -29,31 +29,31 @@ class Reception:
     def __init__(self, reader: BodyReader | None = None) -> None:
         self.state = AnswerState()
         self.read_fast = read_nothing if reader is None else reader.feed_repeat
-        self._reader = reader  # `None`: chosen by the first bytes
+        self._reader = reader  # `None` until the first piece decides the type of the body
         self._is_reading = True
-        self._remainder = b""  # has arrived, but the application has not asked for it
+        self._remainder = b""  # bytes that have arrived before the application asked for them
 
     @property
     def ending(self) -> Ending | None:
-        """How the response ended, once its terminal event or its whole body has been read."""
+        """How the response ended; `None` before its terminal event or complete document."""
         return self.state.ending
 
     @property
     def stream_error(self) -> Ending | None:
-        """The error that an event has told of; `None` if there was none."""
+        """The ending for an error event; `None` if there was no such event."""
         code = self.state.stream_error
         return None if code is None else Ending(Outcome.ERROR, code)
 
     @property
     def is_done(self) -> bool:
-        """Whether the answer has said that nothing follows."""
+        """Whether the end marker of the answer has been read."""
         return self._reader is not None and self._reader.done
 
     def read(self, piece: bytes) -> int:
         """Read the next piece.
 
         Returns:
-            How many of its bytes were read, 0 for all. The others are held until `take_remainder`; see
+            The number of bytes that were read, 0 for all. `take_remainder` returns the other bytes. See
             `EventReader.feed`.
 
         """
@@ -66,37 +66,37 @@ class Reception:
             consumed = self._reader.feed(piece)
         except Exception:
             _fault.report("reading a stream")
-            self.stop()  # what the stream would have told is looked up
+            self.stop()  # the usage is looked up instead
             return 0
         self._remainder = piece[consumed:] if consumed else b""
         return consumed
 
     def take_remainder(self) -> bytes:
-        """Return the bytes that are held, which are then to be read; empty if there are none."""
+        """Return the bytes of the last piece that have not been read, and forget them."""
         remainder, self._remainder = self._remainder, b""
         return remainder
 
     def stop(self) -> None:
-        """Read no further piece, except with `read_tail`."""
+        """Ignore all further pieces, except those of `read_tail`."""
         self._is_reading = False
         self.read_fast = read_nothing
 
     def finish_document(self) -> None:
-        """Read a body that is one JSON document and has arrived whole."""
+        """Parse a JSON document that is complete. Does nothing for an event stream."""
         if isinstance(self._reader, DocumentReader):
             self._reader.finish()
 
     def contains_end(self, pieces: Sequence[bytes]) -> bool:
-        """Whether these pieces, if they were read, would end the response."""
+        """Whether the response would end with these pieces. A copy of the reader reads them."""
         reader, state = copy.deepcopy((self._reader, self.state))
         return bool(pieces) and _read_all(reader or body_reader(pieces[0], state), state, pieces)
 
     def begin_tail(self) -> None:
-        """Count no further event: what is read from now on comes after the end of the call."""
+        """Stop counting events: the call has ended, and all further pieces are its tail."""
         self.state.stop_counting()
 
     def read_tail(self, piece: bytes) -> bool:
-        """Read bytes that came after the call had ended, and return whether nothing more is needed."""
+        """Read a piece of the tail, and return whether the tail can stop."""
         try:
             if self._reader is None:
                 self._reader = body_reader(piece, self.state)
@@ -106,7 +106,10 @@ class Reception:
             return True
 
     def release(self) -> None:
-        """Release the reader: no further piece will come. Of an incomplete document the id is read."""
+        """Release the reader after the last piece.
+
+        The id of an incomplete document is read first.
+        """
         if isinstance(self._reader, DocumentReader):
             self._reader.finish_incomplete()
         self._reader = None
@@ -114,7 +117,7 @@ class Reception:
 
 
 def read_nothing(_: bytes) -> bool:
-    """Take no piece: the fast path where there is none."""
+    """Return false. Used as the fast path of an answer that has none."""
     return False
 
 

@@ -1,4 +1,4 @@
-"""What is known of one call's answer: events folded into facts while they pass."""
+"""Keeps the facts of one answer, and updates them with each event."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .._facts.usage import UsageSource
 _EMPTY_RESPONSE: Final = Response()
 _DELTA: Final = ".delta"
 _LIFECYCLE_PREFIX: Final = "response."
-# Sent right after `response.created` with the same object: the type says all that is new.
+# These follow `response.created` and repeat its response object. Only the status is new.
 _PROGRESS_TYPES: Final = frozenset({"response.in_progress", "response.queued"})
 
 _MAX_KINDS: Final = 32
 _OTHER_KIND: Final = "other"
-# Each is a point to be recorded, which costs the SDK twenty times what an event costs us.
+# Each gap becomes one point of a histogram. For the SDK a point costs as much as 20 events cost here.
 _MAX_GAPS: Final = 24
 _MAX_GAP_US: Final = 2**32 - 1
 
@@ -29,15 +29,17 @@ _NEVER: Final = sys.maxsize
 
 
 class AnswerState:
-    """The facts of one answer, of a size that does not depend on how much was answered.
+    """The facts of one answer. Its size does not depend on the length of the answer.
 
     Attributes:
-        response: The latest sight of the response object.
-        ending: How the response ended, once a terminal event or a whole body has said so.
+        response: The latest facts of the response object.
+        ending: How the response ended; `None` before its terminal event or complete document.
         source: Where `response.usage` was read.
+        stream_error: The code of an `error` event; `None` if there was none.
         first_delta_at: When the first delta arrived, by `time.perf_counter_ns`.
-        repeats: Events like the last one that are not in the counts yet; whoever reads events adds to it.
-        notify_at: The number of repeats that asks for `on_repeats`.
+        repeats: Events of the same type as the last one that are not counted yet. The event reader adds
+            to it.
+        notify_at: The event reader calls `on_repeats` when `repeats` reaches this number.
 
     """
 
@@ -63,58 +65,59 @@ class AnswerState:
     def __init__(self) -> None:
         self.response = _EMPTY_RESPONSE
         self.ending: Ending | None = None
-        self.stream_error: str | None = None  # the code of an `error` event
+        self.stream_error: str | None = None
         self.source = UsageSource.STREAM
         self.first_delta_at: int | None = None
         self._is_counting = True
         self._events = 0
         self._deltas: dict[str, int] = {}
-        self._kind: str | None = None  # of the last event, if that was a delta
+        self._kind: str | None = None  # kind of the last event; `None` if that was not a delta
         self.repeats = 0
         self.notify_at = _NEVER
-        self._until_timed = 1  # deltas until the next one whose time is taken
-        self._starts_gap = True  # that one begins a gap and ends none
+        self._until_timed = 1  # number of deltas until the next recorded time
+        self._starts_gap = True  # whether that delta only starts a gap
         self._last_delta_at = 0
         self._gaps_us = array("I")
         self._gap_stride = 1
 
     @property
     def events(self) -> int:
-        """Events received."""
+        """The number of events."""
         self._count_repeats()
         return self._events
 
     @property
     def deltas(self) -> dict[str, int]:
-        """Events that carry a piece of the answer, by their kind: the type without `response.` and `.delta`.
+        """The number of delta events for each kind.
 
-        A server of very many kinds has the rest of them counted as `other`.
+        The kind is the event type without `response.` and `.delta`. If there are very many kinds, the later
+        ones are counted as `other`.
         """
         self._count_repeats()
         return self._deltas
 
     @property
     def gaps_s(self) -> list[float]:
-        """Seconds between deltas: every one of a short stream, each n-th one of a long stream."""
+        """Seconds between deltas. In a long stream only every n-th gap is kept."""
         return [gap / 1e6 for gap in self._gaps_us]
 
     def stop_counting(self) -> None:
-        """Count no event any more, but go on to learn of the response."""
+        """Ignore further events in all counts, but still update the response."""
         self._count_repeats()
         self._is_counting = False
         self._until_timed = self.notify_at = _NEVER
 
     def needs_data(self, event_type: str) -> bool:
-        """Whether the data of events of this type is worth decoding: it carries the response, or an error."""
+        """Whether the data of this event type contains the response or an error."""
         if event_type in _PROGRESS_TYPES:
             return self.response.id is None
-        # Life-cycle events are those of one word: `response.created`, `response.completed`.
+        # Life-cycle events have one word after the prefix: `response.created`, `response.completed`.
         return event_type == "error" or (
             event_type.startswith(_LIFECYCLE_PREFIX) and "." not in event_type[len(_LIFECYCLE_PREFIX) :]
         )
 
     def on_event(self, event_type: str | None, data: dict[str, Any] | None) -> None:
-        """Fold one event in. What follows the event that ended the response is not part of the call."""
+        """Add one event to the facts. Events after the terminal event are ignored."""
         if self.ending is not None:
             return
         self._count_repeats()
@@ -132,7 +135,7 @@ class AnswerState:
             self.response = self.response.merged_with(Response(status=event_type[len(_LIFECYCLE_PREFIX) :]))
 
     def on_repeats(self) -> None:
-        """Take the time of a delta: one at which a gap begins, or ends, or both."""
+        """Record the time of this delta: it starts a gap, ends one, or both."""
         now = time.perf_counter_ns()
         skipped = 0
         if self._starts_gap:
@@ -151,12 +154,12 @@ class AnswerState:
         self.notify_at = self.repeats + skipped + 1
 
     def on_invalid_json(self) -> None:
-        """Count an event that nobody can read, and on which the SDK raises."""
+        """Count an event with invalid JSON. The SDK raises on such an event."""
         self.on_event(None, None)
         self.stream_error = self.stream_error or json.JSONDecodeError.__name__
 
     def on_document(self, data: dict[str, Any]) -> None:
-        """Take the whole body of an answer that was not streamed."""
+        """Read the facts of a complete document."""
         response = Response.from_json(data)
         self.response = response.without_usage() if response.is_running else response
         self.source = UsageSource.RESPONSE
@@ -164,11 +167,17 @@ class AnswerState:
         if self.response.id is None and code is not None:
             self.ending = Ending(Outcome.ERROR, code)
         else:
-            # An answer whose work goes on in the background is a call that did what it was asked.
+            # The call of a background response has succeeded, although the response still runs.
             self.ending = ending_of(self.response, "completed")
 
     def on_partial_document(self, response_id: str | None, *, is_complete: bool) -> None:
-        """Take the id of a body that was not streamed and cannot be read: it broke off, or is too large."""
+        """Record the response id of a document that is incomplete or too large to parse.
+
+        Args:
+            response_id: The id, or `None` if it was not found.
+            is_complete: Whether the whole document arrived.
+
+        """
         if response_id is not None and self.response is _EMPTY_RESPONSE:
             self.response = Response(id=response_id)
         if is_complete:
@@ -183,7 +192,7 @@ class AnswerState:
             newer = Response.from_json(response)
             newer = newer if is_terminal else newer.without_usage()
             self.response = newer if self.response is _EMPTY_RESPONSE else self.response.merged_with(newer)
-        # The SDK raises on any event with an `error`, whatever its type.
+        # The SDK raises on an event with `error`, whatever its type is.
         error = data.get("error")
         if event_type == "error" or error:
             self.stream_error = error_code(error if isinstance(error, dict) else data) or "error"

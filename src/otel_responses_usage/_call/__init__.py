@@ -1,1 +1,1 @@
-"""One call, from its request to the end of its span; and the calls that are open."""
+"""One call, from its request to the end of its span, and all open calls."""

@@ -20,20 +20,20 @@ from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarg
 from .._lookup.recovery import Recovery
 from .._telemetry.telemetry import Record, Retrieval, Telemetry
 
-# The reader of a tail ends it by itself within this time after the timeout.
+# The tail ends at its timeout. This much later `on_tail_end` is called in any case.
 _TAIL_GRACE_S: Final = 1.0
 
 MakeTarget = Callable[[str], "LookupTarget | MissingReason"]
 
 
 class Services(NamedTuple):
-    """What all calls of one instrumentation share.
+    """Objects that all calls of one instrumentation share.
 
     Attributes:
         config: The settings.
         telemetry: Writes spans and metrics.
-        recovery: Looks usage up.
-        on_end: Called once with each call when it has ended.
+        recovery: Looks up usage.
+        on_end: Called once for each call, when it has ended.
 
     """
 
@@ -48,18 +48,17 @@ class _PendingUsage(NamedTuple):
 
     ending: Ending
     end_ns: int
-    # Holds the credentials. Released as soon as it has been used or will not be.
+    # It holds the credentials, and is released after its last use.
     make_target: MakeTarget | None
     has_no_target: bool = False
 
 
 class Invocation:
-    """The life of one call: it begins, ends once, and is settled once.
+    """One call: it starts once, ends once, and is recorded once.
 
-    What happens to the call is reported here by the surface that sees it first. Every way of ending leads
-    to `finish`, which acts once. If the usage is known then, the span ends at once. Otherwise the call is
-    handed to a look-up, and the span ends with the same end time when the look-up has a result. No method
-    raises, and none waits.
+    The surfaces report each event of the call by calling a method. All ways to end the call lead to
+    `finish`, which acts only once. If the usage is known, the span ends at once. Otherwise a look-up starts.
+    The span then ends after the look-up, with the end time of the call. No method raises or blocks.
     """
 
     __slots__ = (
@@ -90,25 +89,29 @@ class Invocation:
         self._has_document = False
         self._end_token: list[None] = [None]
         self._ended = False
-        self._tail_token: list[int] | None = None  # the end time of a call whose stream is still being read
+        self._tail_token: list[int] | None = None  # the end time of the call, if its tail is read
         self._pending_usage: _PendingUsage | None = None
-        self.response_ref: object = None  # kept alive for the surface that watches the answer
+        # A weak reference to the HTTP response, whose callback is `on_garbage_collected`.
+        self.response_ref: object = None
 
     @property
     def ended(self) -> bool:
-        """Whether the call is over; its span may still be open until its usage is known."""
+        """Whether the call has ended. Its span may stay open until the usage is known."""
         return self._ended
 
     @property
     def read_fast(self) -> Callable[[bytes], bool]:
-        """A fast path for most pieces of the answer: see `Reception.read_fast`."""
+        """A fast path that can read most pieces of the answer: see `Reception.read_fast`."""
         return self._reception.read_fast
 
     def on_answer(self, make_target: MakeTarget) -> bool:
-        """Note that there is an answer; `make_target` says where its response can be looked up.
+        """Note that an answer arrives.
+
+        Args:
+            make_target: Returns the target for a look-up of a response id.
 
         Returns:
-            Whether the answer is to be watched: false if it is watched already.
+            Whether to read this answer. False if the call has an answer already.
 
         """
         if self._make_target is not None:
@@ -117,10 +120,10 @@ class Invocation:
         return True
 
     def on_piece(self, piece: bytes) -> int:
-        """Read the next piece of the answer. The terminal event ends the call, whatever follows.
+        """Read the next piece of the answer. The terminal event ends the call at once.
 
         Returns:
-            How many bytes of it were read, 0 for all. The others are held until `on_remainder`.
+            The number of bytes that were read, 0 for all. `on_remainder` reads the others.
 
         """
         if self._ended:
@@ -133,13 +136,16 @@ class Invocation:
         return consumed
 
     def on_remainder(self) -> None:
-        """Read what is held of the last piece: the application asks for it now, or never will."""
+        """Read the remainder of the last piece.
+
+        Called when the application asks for it, or has stopped reading.
+        """
         while not self._ended and (remainder := self._reception.take_remainder()):
             self.on_piece(remainder)
 
     @_fault.catch_and_report("reading an answer")
     def on_document(self, content: bytes) -> None:
-        """Read a body that has arrived whole. The call ends when the SDK has made its object of it."""
+        """Read a complete body. The call ends later, in `on_return`."""
         self.on_piece(content)
         self.on_remainder()
         self._reception.finish_document()
@@ -147,20 +153,20 @@ class Invocation:
 
     @_fault.catch_and_report("ending a call")
     def on_return(self) -> None:
-        """Note that the SDK has given the application its object."""
+        """Note that the SDK has returned its result to the application."""
         if self._has_document:
             self.on_body_end()
         elif self._make_target is None:
-            self.finish(CLOSED)  # a client that reads answers in its own way: nothing more can be seen
+            self.finish(CLOSED)  # a client class with its own way to read: its answer cannot be read here
 
     @_fault.catch_and_report("ending a call")
     def on_raise(self, error: BaseException) -> None:
-        """Note that the call raised before the application had a stream."""
+        """Note that the call raised before it returned a stream."""
         self.finish(_ending_of_error(error))
 
     @_fault.catch_and_report("ending a call")
     def on_body_end(self) -> None:
-        """Note that the body ended cleanly."""
+        """Note that the body ended without an error."""
         if self._ended:
             return
         reception = self._reception
@@ -169,9 +175,15 @@ class Invocation:
 
     @_fault.catch_and_report("ending a call")
     def on_read_error(self, error: BaseException, *, closed: bool) -> None:
-        """Note that reading raised; `closed` says that the application closed the stream meanwhile."""
+        """Note that reading the body raised.
+
+        Args:
+            error: The exception.
+            closed: Whether the application closed the stream during the read.
+
+        """
         if self._reception.is_done:
-            self.on_body_end()  # only the connection is still being read, so that it can be used again
+            self.on_body_end()  # all events are read: the SDK reads on only to reuse the connection
         elif not isinstance(error, Exception):
             self.finish(Ending(Outcome.CANCELLED, type(error).__name__))
         else:
@@ -183,12 +195,12 @@ class Invocation:
         """Note that the stream was closed.
 
         Args:
-            cause: Why it was closed, if not because the application wanted it: what the SDK raised on an
-                event, the cancellation of the reading task, or `GeneratorExit` where nobody reads on.
-            is_readable: Whether the stream can be read further.
+            cause: The exception that led to the close: an error that the SDK raised, the cancellation of the
+                reading task, or `GeneratorExit` of a dropped stream. `None` if the application closed it.
+            is_readable: Whether the tail of the stream can be read.
 
         Returns:
-            For how many seconds it is to be read on, with `on_tail` and `on_tail_end`; mostly 0.
+            For how many seconds to read the tail, with `on_tail` and `on_tail_end`. 0 means not at all.
 
         """
         if self._ended:
@@ -205,7 +217,7 @@ class Invocation:
             if end_ns is not None:
                 reception.begin_tail()
                 self._tail_token = [end_ns]
-                # The reader of the tail may end with the application's event loop, without a word.
+                # The event loop of the application may stop without a call to `on_tail_end`.
                 self._services.recovery.run_after(config.tail_timeout + _TAIL_GRACE_S, self.on_tail_end)
                 return config.tail_timeout
         else:
@@ -214,9 +226,10 @@ class Invocation:
 
     @_fault.catch_and_report("looking at what had arrived")
     def on_buffered(self, pieces: Sequence[bytes]) -> None:
-        """Read what had arrived when the stream was closed. It counts only if it ends the call.
+        """Read pieces that had arrived when the application closed the stream, if they end the call.
 
-        Otherwise it was not for the application, and may be read as a tail.
+        Otherwise they do not count, since the application never received them. They may become part of the
+        tail.
         """
         if self._reception.contains_end(pieces):
             for piece in pieces:
@@ -224,16 +237,16 @@ class Invocation:
                 self.on_remainder()
 
     def on_tail(self, piece: bytes) -> bool:
-        """Read bytes that came after the call had ended; return whether nothing more is needed."""
+        """Read a piece of the tail, and return whether the tail can stop."""
         return self._reception.read_tail(piece)
 
     @_fault.catch_and_report("ending a call")
     def on_tail_end(self) -> None:
-        """Note that the stream is not read any further."""
+        """Note that reading the tail has ended. Acts only once."""
         if self._tail_token is None:
             return
         try:
-            end_ns = self._tail_token.pop()  # atomic: of two threads one finds it empty
+            end_ns = self._tail_token.pop()  # atomic: only one thread gets it
         except IndexError:
             return
         self._reception.state.source = UsageSource.TAIL
@@ -241,16 +254,16 @@ class Invocation:
 
     @property
     def needs_tail(self) -> bool:
-        """Whether the stream is to be read on when the application closes it."""
-        # A background response continues without its stream, and its look-up is exact. A fetch has no usage.
+        """Whether to read the tail of the stream after the application closed it."""
+        # A background response continues without its stream, so its look-up is exact. A fetch has no usage.
         request = self._request
         is_useful = request.streams and not request.background and request.operation is Operation.CHAT
         return self._services.config.tail_timeout > 0 and is_useful
 
     def on_garbage_collected(self, _: object = None) -> None:
-        """Note that the garbage collector has found the answer. Another thread does the rest.
+        """Note that the garbage collector has found the HTTP response. Another thread ends the call.
 
-        The garbage collector may run at any point, also while this thread holds a lock that `span.end()`
+        The garbage collector may run at any point, even while this thread holds the lock that `span.end()`
         needs.
         """
         end_ns = self._end()
@@ -259,7 +272,7 @@ class Invocation:
 
     @_fault.catch_and_report("ending a call")
     def finish(self, ending: Ending) -> None:
-        """End the call now, if it has not ended yet."""
+        """End the call now. Does nothing if it has ended."""
         end_ns = self._end()
         if end_ns is not None:
             self._record_or_look_up(ending, end_ns)
@@ -271,13 +284,13 @@ class Invocation:
         self.on_tail_end()
 
     def discard(self) -> None:
-        """Drop the call: the parent process ends it."""
+        """Forget the call in a forked child: the parent process ends it."""
         self._end()
 
     def _end(self) -> int | None:
-        """Return when the call ended, in nanoseconds of the wall clock; `None` if it had ended before."""
+        """Mark the call as ended. Returns the wall-clock time in nanoseconds, or `None` if it had ended."""
         try:
-            self._end_token.pop()  # atomic: of two threads one finds it empty
+            self._end_token.pop()  # atomic: only one thread gets it
         except IndexError:
             return None
         self._ended = True
@@ -291,7 +304,7 @@ class Invocation:
         return (self._now_ns() - end_ns) / 1e9
 
     def _record_or_look_up(self, ending: Ending, end_ns: int) -> None:
-        """Write the ended call, or hand it to a look-up, after which it is written."""
+        """Record the ended call, or start a look-up that leads to its record."""
         services, reception = self._services, self._reception
         services.on_end(self)
         reception.release()
@@ -315,7 +328,7 @@ class Invocation:
         self._record_or_look_up(reception.ending or reception.stream_error or ABANDONED, end_ns)
 
     def _reason_for_no_look_up(self) -> MissingReason | None:
-        """Return the reason why the usage of this call cannot be looked up; `None` if it can be."""
+        """Return why the usage cannot be looked up, or `None` if it can."""
         if self._reception.state.response.id is None or self._make_target is None:
             return MissingReason.NO_RESPONSE_ID
         if not self._request.stored:
@@ -323,7 +336,7 @@ class Invocation:
         return None if self._services.config.retrieval else MissingReason.DISABLED
 
     def _look_up(self, ending: Ending, end_ns: int) -> MissingReason | None:
-        """Hand the call to a look-up, or return the reason why none is made."""
+        """Start a look-up. Returns the missing reason if none can be started."""
         config, request = self._services.config, self._request
         timeout_s = config.background_timeout if request.background else config.retrieval_timeout
         self._pending_usage = _PendingUsage(ending, end_ns, self._make_target)
@@ -334,13 +347,13 @@ class Invocation:
         return refusal
 
     def on_accept(self) -> None:
-        """Note that the look-up has been accepted: the span stays open until its result."""
+        """Note that the look-up is accepted: the span stays open until its result."""
         self._services.telemetry.add_pending(self.span, 1)
 
     def on_begin(self, job: Job) -> LookupRequest | MissingReason:
-        """Return what the look-up asks for, or the reason why it cannot ask."""
+        """Return what to look up, or the missing reason if the call has no target."""
         pending, server = self._pending_usage, self._request.server
-        if pending is None or pending.make_target is None:  # it has been settled
+        if pending is None or pending.make_target is None:  # the call has its result already
             return MissingReason.SHUTDOWN
         target: LookupTarget | MissingReason = MissingReason.TRANSPORT_ERROR
         try:
@@ -355,7 +368,7 @@ class Invocation:
         return LookupRequest(endpoint, target)
 
     def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:
-        """Write the call with the result of its look-up, and end its span."""
+        """Record the call with the result of its look-up, and end its span."""
         pending, state = self._pending_usage, self._reception.state
         assert pending is not None  # noqa: S101
         self._pending_usage = pending._replace(make_target=None)
@@ -364,7 +377,7 @@ class Invocation:
         latest = response.merged_with(result.response) if result.response is not None else response
         is_known = result.usage is not None
         self._write(
-            # A call that was answered while its work went on in the background ends as that work did.
+            # The final status of a background response decides, not its status when the call returned.
             ending_of(latest, "completed") if state.source is UsageSource.RESPONSE else pending.ending,
             pending.end_ns,
             latest,
@@ -388,7 +401,8 @@ class Invocation:
         retrieval: Retrieval | None = None,
     ) -> None:
         state = self._reception.state
-        first, start = state.first_delta_at, self._start_ns - self._wall_clock_offset_ns  # by the same clock
+        first = state.first_delta_at
+        start = self._start_ns - self._wall_clock_offset_ns  # by perf_counter, like `first`
         self._services.telemetry.finish(
             self.span,
             Record(
@@ -410,7 +424,7 @@ class Invocation:
 
 
 def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:
-    """Return the missing reason. A terminal response with null usage is always ``no_usage``."""
+    """Return the missing reason. A terminal response with null usage is always `no_usage`."""
     return MissingReason.NO_USAGE if response.is_terminal else reason
 
 
@@ -418,7 +432,7 @@ def _ending_of_error(error: BaseException) -> Ending:
     name = type(error).__name__
     if not isinstance(error, Exception):
         return Ending(Outcome.CANCELLED, name)
-    # Of the API's error body, where the SDK found one; what an application raises may have any `code`.
+    # Only SDK exceptions have the error code of the API. Other exceptions may use `code` for anything.
     is_of_api = any(cls.__name__ == "APIError" for cls in type(error).__mro__)
     code = error_code({"code": getattr(error, "code", None)}) if is_of_api else None
     return Ending(Outcome.ERROR, code or name)

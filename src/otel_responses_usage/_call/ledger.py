@@ -1,4 +1,4 @@
-"""The calls that are open: each is entered once and leaves once."""
+"""Keeps all open calls. Each call is added once and removed once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .._lookup.recovery import Recovery
 from .._telemetry.telemetry import Telemetry
 from .invocation import Invocation, Services
 
-# Before what an application has registered for the same moment, such as a flush.
+# Higher priorities run first. An application may flush its exporters at exit; `close` must run before.
 _EXIT_PRIORITY: Final = 1000
 
 
 class Ledger:
-    """Opens calls, and closes what is left when the process or the instrumentation ends."""
+    """Opens calls, and ends the open ones when the process or the instrumentation ends."""
 
     def __init__(self, config: Config, telemetry: Telemetry, recovery: Recovery) -> None:
         self._config = config
@@ -43,15 +43,15 @@ class Ledger:
 
     @property
     def accepts_calls(self) -> bool:
-        """Whether calls are worth describing: they are taken, and there is somebody who may listen."""
+        """Whether calls are recorded: the ledger is not closed and an OpenTelemetry SDK is set."""
         return not self._closed and self._telemetry.has_sdk
 
     def open(self, request: ResponsesRequest) -> Invocation | None:
-        """Begin a call; `None` where nobody listens, and once the ledger is closed."""
+        """Start a call. Returns `None` if it would not be recorded, or if the ledger is closed."""
         if self._closed:
             return None
         while self._callbacks_before_next_call:
-            with contextlib.suppress(IndexError):  # of two threads one finds it empty
+            with contextlib.suppress(IndexError):  # another thread may take the last one
                 self._callbacks_before_next_call.pop()()
         start_ns = time.time_ns()
         span = self._telemetry.start(request, start_ns)
@@ -60,8 +60,8 @@ class Ledger:
         invocation = Invocation(request, span, start_ns, self._services)
         self._open[invocation] = None
         if not self._is_registered_at_exit:
-            # Not before the first span: the provider that made it has registered its own shutdown by
-            # now, and what is registered last runs first.
+            # Register at the first span, not earlier. The functions run in reverse order, and by now the
+            # provider has registered its own shutdown. So `close` runs before the shutdown.
             self._is_registered_at_exit = True
             atexit.register(self.close)
             _close_at_exit_of_child(self.close)
@@ -77,17 +77,17 @@ class Ledger:
         return self._recovery.awaits(server, response_id)
 
     def observe(self, server: Server, response: Response) -> None:
-        """Use what the application itself has learned of a response that a call waits for."""
+        """Use a response that the application itself has fetched, if its usage is pending."""
         self._recovery.observe(server, response)
 
     def drain(self) -> None:
-        """End every open call, and wait for the pending look-ups as long as the settings allow."""
+        """End all open calls, then wait for the pending look-ups, up to `Config.exit_timeout`."""
         for invocation in list(self._open):
             invocation.on_exit()
         self._recovery.drain(self._config.exit_timeout)
 
     def close(self) -> None:
-        """Settle, and take no call any more."""
+        """Refuse all further calls, then do the same as `drain`."""
         if self._closed:
             return
         self._closed = True
@@ -96,13 +96,13 @@ class Ledger:
         self._recovery.stop(0.0)
 
     def reset_after_fork(self) -> None:
-        """Leave to the parent process what it had under way when this one was forked."""
+        """Forget the open calls in a forked child: the parent process ends them."""
         for invocation in self._open:
             invocation.discard()
         self._open = {}
         self._is_registered_at_exit = False
-        # The metrics have come along with the parent's values. They are put right by the first call: just
-        # after a fork, whatever an application does is risky.
+        # The child inherits the metric values of the parent. The first call of the child corrects them,
+        # because little code is safe directly after a fork.
         pending_spans, forget_circuits = self._recovery.begin_anew()
         if pending_spans:
             self._callbacks_before_next_call.append(
@@ -115,7 +115,10 @@ class Ledger:
 
 
 def _close_at_exit_of_child(close: Callable[[], None]) -> None:
-    """Have `close` called when a child of `multiprocessing` ends: most Pythons run no `atexit` there."""
+    """Call `close` when a child process of `multiprocessing` ends.
+
+    Most Python versions do not run `atexit` there.
+    """
     multiprocessing = sys.modules.get("multiprocessing")
     if multiprocessing is not None and multiprocessing.parent_process() is not None:
         from multiprocessing.util import Finalize

@@ -1,1 +1,1 @@
-"""What things are: a request, a response, its usage, the outcome of a call. Standard library only."""
+"""Data types for a request, a response, its usage and the outcome of a call. Standard library only."""

@@ -1,4 +1,4 @@
-"""The ways a call can end, and what each means for its span."""
+"""The ways in which a call can end, and the span status and finish reason of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .response import Response
 
 
 class Outcome(str, Enum):
-    """How a call ended; the value of `openai_responses.stream.outcome`."""
+    """How a call ended: the value of `openai_responses.stream.outcome`."""
 
     COMPLETED = "completed"
     INCOMPLETE = "incomplete"
@@ -29,23 +29,23 @@ _FINISH_REASONS: Final = {"max_output_tokens": "length", "max_tokens": "length"}
 
 
 class Ending(NamedTuple):
-    """An outcome with the word for its `error.type`; `None` where the outcome is no error."""
+    """An outcome and its `error.type`, which is `None` if the outcome is no error."""
 
     outcome: Outcome
     error_type: str | None = None
 
     @property
     def is_error(self) -> bool:
-        """Whether the span's status is an error."""
+        """Whether the span gets the status "error"."""
         return self.outcome not in _NOT_ERRORS
 
     def finish_reason(self, response: Response) -> str:
-        """Return the one finish reason of the response, in the words of the GenAI conventions."""
+        """Return the finish reason of the response, as the GenAI conventions name it."""
         if self.outcome is Outcome.COMPLETED:
             return "tool_calls" if response.calls_tools else "stop"
         if self.outcome is Outcome.INCOMPLETE:
             reason = response.incomplete_reason or (response.status == "cancelled" and "cancelled")
-            # A server that names no reason has cut by length: the other reasons are always named.
+            # Servers omit the reason only for a length limit. They name all other reasons.
             return _FINISH_REASONS.get(reason, reason) if reason else "length"
         return "error"
 
@@ -59,7 +59,7 @@ _OUTCOME_BY_STATUS: Final = {
     "completed": Outcome.COMPLETED,
     "incomplete": Outcome.INCOMPLETE,
     "failed": Outcome.FAILED,
-    # A response that somebody cancelled is one that ended before its time.
+    # A cancelled response stopped before it was complete.
     "cancelled": Outcome.INCOMPLETE,
 }
 
@@ -68,10 +68,10 @@ def ending_of(response: Response, fallback_status: str) -> Ending:
     """Return the ending of a response that has ended.
 
     Args:
-        response: The last sight of the response.
-        fallback_status: The status that the event's type or the answer stands for. It decides where the
-            response itself has no final status: several servers send `completed` for everything, others no
-            status.
+        response: The latest state of the response object.
+        fallback_status: The status that follows from the event type or from the kind of answer. It is used
+            only if the response object has no final status. Some servers omit the status. Other servers
+            send the event `response.completed` for every response, so the object is more reliable.
 
     """
     status = response.status if response.status in _OUTCOME_BY_STATUS else fallback_status

@@ -1,4 +1,4 @@
-"""What a call of the Responses API asks for, without its content."""
+"""The parameters of a Responses API call, without its content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 
 class Operation(str, Enum):
-    """What a call does; the value of `gen_ai.operation.name`."""
+    """The kind of call: the value of `gen_ai.operation.name`."""
 
     CHAT = "chat"
     FETCH_RESPONSE = "fetch_response"
@@ -17,7 +17,7 @@ class Operation(str, Enum):
 
 _OUTPUT_TYPES: Final = {"text": "text", "json_object": "json", "json_schema": "json"}
 
-# Providers that speak the Responses API, by the end of their host's name.
+# Providers of the Responses API, by the domain of their host.
 _PROVIDERS: Final = (
     ("openai.com", "openai"),
     ("openai.azure.com", "azure.ai.openai"),
@@ -38,7 +38,7 @@ _PORTS: Final = {"https": 443, "http": 80}
 
 
 class Server(NamedTuple):
-    """The server a call goes to."""
+    """The server that a call is sent to."""
 
     provider: str
     address: str | None
@@ -46,12 +46,12 @@ class Server(NamedTuple):
 
     @staticmethod
     def from_url_parts(host: str | None, port: int | None, scheme: str, *, azure: bool = False) -> Server:
-        """Name the server of a base URL; `azure` says that the application uses an Azure client."""
+        """Return the server of a base URL. `azure` is true for an Azure client."""
         return _server(host or "", port or _PORTS.get(scheme), azure)
 
 
 class ResponsesRequest(NamedTuple):
-    """One call as it is sent. What the application did not ask for is `None`."""
+    """The parameters of one call, as sent. A parameter that the application did not set is `None`."""
 
     operation: Operation
     server: Server
@@ -72,18 +72,18 @@ class ResponsesRequest(NamedTuple):
 
     @property
     def span_name(self) -> str:
-        """The operation and the model; of few values, as span names must be."""
+        """The operation and the model. Both have few values, as span names should."""
         return f"{self.operation.value} {self.model}" if self.model else self.operation.value
 
 
 @functools.lru_cache(maxsize=64)
 def is_create(method: str, path: str) -> bool:
-    """Whether a request makes a response; `path` is without query."""
+    """Whether a request creates a response. `path` has no query."""
     return method.lower() == "post" and _last_segments(path, 1) == ["responses"]
 
 
 def fetched_response_id(method: str, path: str) -> str | None:
-    """Return the id of the response that a request fetches; `None` where it fetches none."""
+    """Return the id of the response that a request fetches, or `None` if it fetches none."""
     match [method.lower(), *_last_segments(path, 2)]:
         case ["get", "responses", response_id]:
             return response_id or None
@@ -92,7 +92,10 @@ def fetched_response_id(method: str, path: str) -> str | None:
 
 
 def returned_response_id(method: str, path: str) -> str | None:
-    """Return the id of the response that the answer to a request shows: one fetched, or cancelled."""
+    """Return the id of the response object in the answer to a request: a fetch or a cancel.
+
+    Other requests give `None`.
+    """
     match [method.lower(), *_last_segments(path, 3)]:
         case ["post", "responses", response_id, "cancel"]:
             return response_id or None
@@ -101,12 +104,12 @@ def returned_response_id(method: str, path: str) -> str | None:
 
 
 def _last_segments(path: str, count: int) -> list[str]:
-    # Only these: an application may name the whole URL, as in `client.post("https://host/v1/responses")`.
+    # The application may pass a full URL, as in `client.post("https://host/v1/responses")`.
     return path.removesuffix("/").split("/")[-count:]
 
 
 def describe_create(body: Mapping[str, Any], server: Server) -> ResponsesRequest:
-    """Describe a call that makes a response, from the body as it is sent."""
+    """Return the parameters of a call that creates a response. `body` is the request body as sent."""
     fields: list[Any] = [Operation.CHAT, server, *_DEFAULTS]
     for name, value in body.items():
         parser = _FIELD_PARSERS.get(name)
@@ -117,7 +120,7 @@ def describe_create(body: Mapping[str, Any], server: Server) -> ResponsesRequest
 
 
 def describe_fetch(response_id: str, query: Mapping[str, Any], server: Server) -> ResponsesRequest:
-    """Describe a streamed fetch of a response that an earlier call made."""
+    """Return the parameters of a streamed fetch of an existing response."""
     cursor = query.get("starting_after")
     return ResponsesRequest(
         operation=Operation.FETCH_RESPONSE,
@@ -137,11 +140,11 @@ def _provider(host: str) -> str:
     for domain, provider in _PROVIDERS:
         if host == domain or host.endswith("." + domain):
             return provider
-    # An OpenAI client against a host nobody knows: a proxy or a server that speaks OpenAI's protocol.
+    # An unknown host is a proxy or another server with the OpenAI protocol.
     return "openai"
 
 
-# The SDK's own sentinels, and whatever else an application may pass, count as not given.
+# A value of another type counts as not set. This includes the sentinels of the SDK.
 
 
 def _field(value: object, name: str) -> object:
@@ -149,7 +152,7 @@ def _field(value: object, name: str) -> object:
 
 
 def _text(value: object) -> str | None:
-    # As it is sent: the member of a `str` enumeration is sent as its value, but has another name.
+    # The value as sent. `str()` of a member of a string enumeration gives its name instead.
     return str.__str__(value) if isinstance(value, str) and value else None
 
 
@@ -169,11 +172,11 @@ def _output_type(text: object) -> str | None:
     return _OUTPUT_TYPES.get(_text(_field(_field(text, "format"), "type")) or "")
 
 
-# What is read of a body: the place of the field that each name fills, and how. Most calls give a few of them.
+# For each name in the request body: the index of its field and its parser.
 _FIELD_PARSERS: Final[dict[str, tuple[int, Callable[[object], object]]]] = {
     name: (ResponsesRequest._fields.index(field), parse)
     for name, field, parse in (
-        ("stream", "streams", bool),  # as the SDK decides, whose sentinels are false
+        ("stream", "streams", bool),  # like the SDK, whose sentinels are false
         ("model", "model", _text),
         ("store", "stored", lambda value: value is not False),
         ("background", "background", lambda value: value is True),

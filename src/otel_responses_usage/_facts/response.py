@@ -1,4 +1,4 @@
-"""What one response object of the API says about itself, without its content."""
+"""The facts in a response object of the API, without its content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .usage import Usage
 _RUNNING_STATUSES: Final = frozenset({"queued", "in_progress"})
 TERMINAL_STATUSES: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})
 
-# Output items that ask the application to act; calls that the service runs itself are not among them.
+# Output items that are tool calls for the application. Tools that the server runs itself are not included.
 _TOOL_CALL_ITEMS: Final = frozenset(
     {
         "apply_patch_call",
@@ -27,7 +27,7 @@ _MAX_TEXT_LENGTH: Final = 128
 
 
 class Response(NamedTuple):
-    """The facts of a response object. What the API left out is `None`."""
+    """The facts of a response object. A field that the API left out is `None`."""
 
     id: str | None = None
     model: str | None = None
@@ -40,17 +40,17 @@ class Response(NamedTuple):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the API will not change this response any more."""
+        """Whether the status is final: the API does not change this response any more."""
         return self.status in TERMINAL_STATUSES
 
     @property
     def is_running(self) -> bool:
-        """Whether the API says that it is still at work on this response."""
+        """Whether the server still works on this response."""
         return self.status in _RUNNING_STATUSES
 
     @classmethod
     def from_json(cls, response: Mapping[str, Any]) -> Response:
-        """Read a decoded response object; fields of an unexpected type count as left out."""
+        """Return the facts of a decoded response object. A field of a wrong type counts as left out."""
         output, details = response.get("output"), response.get("incomplete_details")
         return cls(
             id=_id(response.get("id")),
@@ -65,30 +65,36 @@ class Response(NamedTuple):
         )
 
     def without_usage(self) -> Response:
-        """Return the same without counts: those of a response under way are not those of its bill."""
+        """Return a copy without usage.
+
+        The token counts of a running response are not final.
+        """
         return self._replace(usage=None) if self.usage is not None else self
 
     def merged_with(self, newer: Response) -> Response:
-        """Combine with a later sight of the same response: what it left out is kept from before."""
+        """Return the newer facts of the same response. A field that is missing there keeps its old value."""
         return Response._make(new or old for new, old in zip(newer, self, strict=True))
 
 
 def error_code(error: object) -> str | None:
-    """Return the code of an error object of the API, else its type; `None` where it names neither."""
+    """Return the `code` of an error object of the API, or else its `type`, or `None` if it has neither."""
     if not isinstance(error, dict):
         return None
     for name in ("code", "type"):
         value = error.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        # `error` is the type of the event that carries the error and says nothing about it.
+        # The type `error` is that of the event. It does not describe the error.
         if isinstance(value, str) and value and value != "error":
             return utf8_safe(value[:_MAX_TEXT_LENGTH])
     return None
 
 
 def utf8_safe(text: str) -> str:
-    """Return a text that can be written as UTF-8: JSON can smuggle in halves of characters that cannot."""
+    """Return the text with lone surrogates replaced, so that it can be encoded as UTF-8.
+
+    JSON escapes can contain lone surrogates.
+    """
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -100,6 +106,6 @@ def _short_text(value: object) -> str | None:
     return _interned(value[:_MAX_TEXT_LENGTH]) if isinstance(value, str) and value else None
 
 
-@functools.lru_cache(maxsize=128)  # open streams hold the same few words; let it be the same objects
+@functools.lru_cache(maxsize=128)  # open streams share one copy of each text
 def _interned(text: str) -> str:
     return utf8_safe(text)

@@ -1,4 +1,4 @@
-"""Token usage as the API reported it, where it was read, and why it could not be."""
+"""Token usage as the API reported it, where it was read, and why it is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MAX_INT64: Final = 2**63 - 1
 
 
 class UsageSource(str, Enum):
-    """Where the usage of a call was read; the value of `openai_responses.usage.source`."""
+    """Where the usage of a call was read: the value of `openai_responses.usage.source`."""
 
     STREAM = "stream"
     RESPONSE = "response"
@@ -20,7 +20,7 @@ class UsageSource(str, Enum):
 
 
 class MissingReason(str, Enum):
-    """Why the usage of a call is not known; the value of `openai_responses.usage.missing_reason`."""
+    """Why the usage of a call is unknown: the value of `openai_responses.usage.missing_reason`."""
 
     NO_RESPONSE_ID = "no_response_id"
     NOT_STORED = "not_stored"
@@ -37,16 +37,16 @@ class MissingReason(str, Enum):
 
 
 class Usage(NamedTuple):
-    """The tokens the API reported for one response.
+    """The token counts that the API reported for one response.
 
-    A count that the API did not report is `None`; a reported zero stays zero. Nothing is estimated.
+    A count that the API did not report is `None`. A reported zero stays zero. Nothing is estimated.
 
     Attributes:
-        input_tokens: Tokens of the prompt, cached ones included.
-        output_tokens: Tokens generated, reasoning included.
-        cache_read_input_tokens: Input tokens served from the prompt cache.
-        cache_write_input_tokens: Input tokens written to the prompt cache.
-        reasoning_output_tokens: Output tokens spent on reasoning.
+        input_tokens: Tokens of the prompt, including cached tokens.
+        output_tokens: Generated tokens, including reasoning.
+        cache_read_input_tokens: Input tokens that were read from the prompt cache.
+        cache_write_input_tokens: Input tokens that were written to the prompt cache.
+        reasoning_output_tokens: Output tokens that were used for reasoning.
 
     """
 
@@ -58,7 +58,7 @@ class Usage(NamedTuple):
 
     @classmethod
     def from_response(cls, response: Mapping[str, Any]) -> Usage | None:
-        """Read the `usage` of a response object as decoded from JSON; `None` where it reports no count."""
+        """Return the usage of a decoded response object, or `None` if it reports no counts."""
         usage = response.get("usage")
         if not isinstance(usage, dict):
             return None
@@ -71,11 +71,11 @@ class Usage(NamedTuple):
             cache_write_input_tokens=_token_count(inputs, "cache_write_tokens"),
             reasoning_output_tokens=_token_count(outputs, "reasoning_tokens"),
         )
-        # Without the two main counts there is nothing to bill: details alone are not usage.
+        # A usage needs at least one of the two main counts. Details alone are not enough to bill.
         return None if parsed.input_tokens is None and parsed.output_tokens is None else parsed
 
 
 def _token_count(counts: object, name: str) -> int | None:
     value = counts.get(name) if isinstance(counts, dict) else None
-    # `True` is an int to Python, but no count; and what exceeds 64 bits no exporter can write.
+    # `type` excludes `True`, which is an int in Python. Exporters cannot write more than 64 bits.
     return value if type(value) is int and 0 <= value <= _MAX_INT64 else None

@@ -1,4 +1,4 @@
-"""Where other packages are touched: the openai SDK, its HTTP libraries, the OpenTelemetry SDK."""
+"""All code that touches other packages: the openai SDK, its HTTP libraries, the OpenTelemetry SDK."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Patch", "Replacement", "make_retriever", "replacements"]
 
 
 def make_retriever() -> HttpRetriever:
-    """Make what asks for responses."""
+    """Return a client for look-up requests. The first call imports the module for it."""
     with late_import:
         from ._retrieve import HttpRetriever
     return HttpRetriever()

@@ -1,7 +1,7 @@
-"""What has arrived of a body when it is closed, but lies unread in the HTTP library's buffer.
+"""Reads the part of a body that has arrived but is still in the buffer of the HTTP library.
 
-A server often sends the last delta and the terminal event in one go. An application that closes at the
-last delta leaves the terminal event, with the usage, behind.
+A server often sends the last delta and the terminal event together. If the application closes the stream
+after the last delta, the terminal event with the usage is in this buffer.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import copy
 from collections.abc import Iterator
 from typing import Any, Final
 
-# From the library's stream down to the parser that it reads through; none of it is public.
+# Attributes that lead from the HTTP library's stream to its parser. None of them is public.
 _PARSER_ATTRIBUTES: Final = ("_h11_state", "_connection", "_httpcore_stream", "_stream")
 _MAX_DEPTH: Final = 8
 
-# Without one of these there is nothing to find, and a buffer full of deltas is not worth parsing.
+# The buffer is parsed only if it contains one of these.
 _TERMINAL_TYPES: Final = (b"response.completed", b"response.incomplete", b"response.failed")
 
 
 def buffered_pieces(stream: Any) -> Iterator[bytes]:
-    """Give the pieces that could be read without asking the network.
+    """Yield the pieces of the body that can be read without the network.
 
-    A copy of the parser is asked, so nothing changes for the connection.
+    A copy of the parser reads them, so the connection does not change.
     """
     parser = _parser(stream)
     unread = bytes(parser.trailing_data[0]) if parser is not None else b""
@@ -30,7 +30,7 @@ def buffered_pieces(stream: Any) -> Iterator[bytes]:
         while True:
             event = parser_copy.next_event()
             data = getattr(event, "data", None)
-            if data is None:  # the end of the body, or of what has arrived
+            if data is None:  # the end of the body or of the buffer
                 return
             yield bytes(data)
 

@@ -1,4 +1,4 @@
-"""Calls over HTTP: two methods of the SDK's client, through which every one of them goes."""
+"""Calls over HTTP: wraps two methods of the SDK's clients that every call uses."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ Wrapped = Callable[..., Any]
 
 
 class _RequestScope:
-    """The time in which a call is made: what is answered meanwhile, in this context, is its answer.
+    """The scope in which the SDK makes a request. An HTTP response in this context belongs to its call.
 
-    A callable of the application's may make others inside of it, also such as have no span.
+    Scopes can be nested: a callback of the application may make requests, too, even requests without a span.
     """
 
     __slots__ = ("_outer", "_token", "invocation")
@@ -59,8 +59,8 @@ class _RequestScope:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # A coroutine that nobody has finished is closed by the collector: in any context, in mid-call of
-        # another, and while somebody holds a lock that ending a span takes.
+        # The garbage collector may close an unfinished coroutine at any point: in a foreign context, during
+        # another call, or while a thread holds the lock that `span.end()` needs.
         if _current_scope.get() is self:
             _current_scope.set(self._outer)
             if self._token is not None:
@@ -82,17 +82,18 @@ _current_scope: Final[ContextVar[_RequestScope]] = ContextVar(
 
 
 class HttpSurface:
-    """Wrappers for the client's `request`, which makes a call, and `_process_response`, which reads it.
+    """Wrappers for two methods: `request` makes a call, `_process_response` receives the HTTP response.
 
-    `create`, `parse`, `stream`, `retrieve`, raw and streaming responses, Azure clients, copies and
-    methods taken before instrumentation all go through them, each call once.
+    Every call uses both, and `request` once. This includes `create`, `parse`, `stream`, `retrieve`, and raw
+    and streaming responses. It includes Azure clients, copied clients, and methods that were stored before
+    `instrument()`.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
     def request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
-        """Make a call under its span."""
+        """Make a call, with its span as the current span."""
         scope = self._open_scope(client, args, kwargs)
         if scope is None:
             return wrapped(*args, **kwargs)
@@ -100,7 +101,7 @@ class HttpSurface:
             return wrapped(*args, **kwargs)
 
     async def async_request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
-        """Make a call under its span."""
+        """Make a call, with its span as the current span."""
         scope = self._open_scope(client, args, kwargs)
         if scope is None:
             return await wrapped(*args, **kwargs)
@@ -108,7 +109,10 @@ class HttpSurface:
             return await wrapped(*args, **kwargs)
 
     def process_response(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
-        """Look at the answer, before anything is made of it. Serves both clients: it awaits nothing."""
+        """Read the HTTP response before the SDK does.
+
+        This one wrapper is for both clients: it awaits nothing itself.
+        """
         invocation = _current_scope.get().invocation
         try:
             if invocation is not None:
@@ -118,11 +122,11 @@ class HttpSurface:
         except Exception:
             _fault.report("looking at an answer")
             if invocation is not None:
-                invocation.finish(CLOSED)  # nothing more will be heard of it
+                invocation.finish(CLOSED)  # the answer cannot be read any more
         return wrapped(*args, **kwargs)
 
     def _observe(self, client: Any, options: Any, response: Any) -> None:
-        """Use the answer to a call that has no span, where it shows a response that is waited for."""
+        """Use the answer to a call without a span if it contains a response with a pending look-up."""
         path, _, _ = options.url.partition("?")
         response_id = returned_response_id(options.method, path) if "responses" in path else None
         if response_id is None:
@@ -134,11 +138,15 @@ class HttpSurface:
                 self._ledger.observe(server, Response.from_json(document))
 
     def _open_scope(self, client: Any, args: Any, kwargs: Any) -> _RequestScope | None:
-        """Return what a call is to be made in; `None` if it is none of ours nor inside of one."""
+        """Open a call and return the scope for its request.
+
+        The scope has no invocation if the call is not recorded but runs inside of another one. The result is
+        `None` if no scope is needed.
+        """
         invocation = None
         try:
             if not self._ledger.accepts_calls:
-                return None  # the instrumentation is off, and another may be on around this one
+                return None  # this instrumentation is off; the outer scope may belong to another one
             if is_instrumentation_enabled():
                 request = _describe_request(client, kwargs["options"] if "options" in kwargs else args[1])
                 invocation = None if request is None else self._ledger.open(request)
@@ -148,10 +156,10 @@ class HttpSurface:
 
 
 class _TargetFactory:
-    """Where an answer came from: says where its response can be looked up. Each open stream has one.
+    """Makes the look-up target for a response id. Each open stream has one.
 
-    It keeps no client and no request. An application that drops its client closes the connections there and
-    then, on its own thread; and the request holds the prompt.
+    It keeps no reference to the client: a dropped client must close its connections at once, in its own
+    thread. It keeps no reference to the request, which contains the prompt.
     """
 
     __slots__ = ("_client_class", "_headers", "_transport", "_url")
@@ -184,7 +192,7 @@ def _is_body_read(response: Any) -> bool:
 
 
 def _describe_request(client: Any, options: Any) -> ResponsesRequest | None:
-    """Describe the call that these request options make; `None` for what is none of the Responses API."""
+    """Return the parameters of the call with these options, or `None` if it is not a Responses call."""
     path, _, _ = options.url.partition("?")
     if "responses" not in path:
         return None
@@ -198,7 +206,7 @@ def _describe_request(client: Any, options: Any) -> ResponsesRequest | None:
 
 
 def _body(options: Any) -> Mapping[str, Any]:
-    """Return the body as it will be sent: what `extra_body` says outranks the named arguments."""
+    """Return the request body as it will be sent: `extra_body` overrides the named arguments."""
     body: Any = options.json_data if options.json_data is not None else getattr(options, "content", None)
     if isinstance(body, (bytes, str)):
         try:
@@ -209,7 +217,7 @@ def _body(options: Any) -> Mapping[str, Any]:
         body = body.model_dump()
     body = {} if body is None else body
     extra = options.extra_json
-    if isinstance(body, dict):  # as of almost every call, and asked more quickly than what follows
+    if isinstance(body, dict):  # the common case, with the faster check
         return ChainMap(extra, body) if isinstance(extra, dict) else body
     return body if isinstance(body, Mapping) else {}
 

@@ -1,4 +1,4 @@
-"""The table of everything that is replaced in other packages."""
+"""All functions that are replaced in other packages."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from .._call.ledger import Ledger
 from ._http import HttpSurface
 from ._providers import ProviderSurface
 
-# Of wrapt 2 the one is no subclass of the other.
+# In wrapt 2, neither class is a subclass of the other.
 _PROXIES: Final[Any] = (wrapt.ObjectProxy, wrapt.FunctionWrapper)
 
 
-# A function to replace: the module, its name there, and the wrapper.
+# A function to replace: the module, its name in the module, and the wrapper.
 Replacement: TypeAlias = tuple[str, str, Callable[..., Any]]
 
 
 class Patch:
-    """A wrapper in its place."""
+    """A wrapper around a function of another package."""
 
     def __init__(self, module: str, name: str, wrapper: Callable[..., Any]) -> None:
-        """Put it there. The module has been imported.
+        """Wrap the function. The module must be imported.
 
         Raises:
             AttributeError: There is no such function.
@@ -33,7 +33,7 @@ class Patch:
         self._proxy = wrapt.wrap_function_wrapper(module, name, wrapper)
 
     def remove(self) -> None:
-        """Take the wrapper out, and leave in place what others have wrapped around it since."""
+        """Remove the wrapper. Wrappers that others have added since stay in place."""
         outer = vars(self._owner).get(self._attribute)
         if outer is self._proxy:
             setattr(self._owner, self._attribute, self._proxy.__wrapped__)
@@ -43,11 +43,11 @@ class Patch:
                 outer.__wrapped__ = self._proxy.__wrapped__
                 return
             outer = outer.__wrapped__
-        # Below a wrapper of another kind ours stays; without its ledger it does nothing.
+        # A wrapper of another kind cannot be changed. Below it this wrapper stays, and does nothing.
 
 
 def replacements(ledger: Ledger, tracer_provider: Any, meter_provider: Any) -> tuple[Replacement, ...]:
-    """Return what writes into this ledger; the providers are those it reports to."""
+    """Return the functions to replace. The providers are those that the ledger reports to."""
     http = HttpSurface(ledger)
     providers = ProviderSurface(ledger, tracer_provider, meter_provider)
     client = "openai._base_client"

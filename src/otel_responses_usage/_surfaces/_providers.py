@@ -1,4 +1,4 @@
-"""The SDK's providers, which export nothing any more once they are shut down."""
+"""Wraps the shutdown of the OpenTelemetry providers. They export nothing after it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._call.ledger import Ledger
 
 
 class ProviderSurface:
-    """Settles what is under way before the application shuts a provider down."""
+    """Ends the open calls before the application shuts a provider down."""
 
     def __init__(self, ledger: Ledger, tracer_provider: Any, meter_provider: Any) -> None:
         self._ledger = ledger
@@ -20,7 +20,7 @@ class ProviderSurface:
         self._meter_provider = meter_provider
 
     def shutdown(self, wrapped: Callable[..., Any], provider: Any, args: Any, kwargs: Any) -> Any:
-        """End open spans and wait for pending ones, then let the provider shut down."""
+        """End the open calls and wait for pending look-ups, then shut the provider down."""
         try:
             if provider in (
                 self._tracer_provider or trace.get_tracer_provider(),

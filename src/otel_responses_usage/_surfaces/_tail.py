@@ -1,4 +1,4 @@
-"""Reading a stream to its end after the application has closed it, for a while."""
+"""Reads the tail of a stream: the part that arrives after the application closed it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ THREAD_NAME: Final = "otel-responses-usage-tail"
 
 Decode = Callable[[bytes], bytes]
 
-# Each reader is a thread; one more stream than this is closed as ever, and looked up.
+# Each tail needs a thread. Above this number a stream is closed at once, and its usage is looked up.
 _MAX_THREADS: Final = 64
 _thread_slots = threading.BoundedSemaphore(_MAX_THREADS)
 
-# A loop keeps its tasks by weak references only.
+# An event loop has only weak references to its tasks.
 _tasks: set[asyncio.Task[None]] = set()
 
 
@@ -33,9 +33,9 @@ def read_tail_in_thread(
     timeout_s: float,
     connection: socket.socket | None,
 ) -> threading.Thread | None:
-    """Read on in a thread of its own; `None` where that cannot be.
+    """Read the tail in a new thread. Returns `None` if that is not possible.
 
-    A blocking read takes no deadline, so at the deadline its connection is shut down under it.
+    A blocking read has no timeout. At the timeout the connection is shut down, so that the read fails.
     """
     if not _thread_slots.acquire(blocking=False):
         return None
@@ -52,7 +52,7 @@ def read_tail_in_thread(
             for piece in source:
                 if invocation.on_tail(decode(piece)):
                     break
-        except Exception:  # noqa: S110  # the tail has broken off, or its time is up
+        except Exception:  # noqa: S110  # the connection failed, or the timeout has passed
             pass
         finally:
             deadline.cancel()
@@ -81,7 +81,7 @@ def read_tail_in_task(
     invocation: Invocation,
     timeout_s: float,
 ) -> asyncio.Task[None] | None:
-    """Read on in a task of the application's loop; `None` where that is not asyncio's."""
+    """Read the tail in a task of the application's event loop. Returns `None` if that is not asyncio."""
 
     async def read() -> None:
         async for piece in source:
@@ -90,7 +90,7 @@ def read_tail_in_task(
 
     async def read_until_timeout() -> None:
         try:
-            with contextlib.suppress(Exception):  # the tail has broken off, or its time is up
+            with contextlib.suppress(Exception):  # the connection failed, or the timeout has passed
                 await asyncio.wait_for(read(), timeout_s)
         finally:
             try:
@@ -110,7 +110,7 @@ def read_tail_in_task(
 
 
 def _reset_after_fork() -> None:
-    """Forget the readers of the parent process."""
+    """Forget the threads and tasks of the parent process."""
     global _thread_slots
     _thread_slots = threading.BoundedSemaphore(_MAX_THREADS)
     _tasks.clear()
@@ -121,7 +121,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _duplicate(connection: socket.socket | None) -> socket.socket | None:
-    """Return a second handle on a connection, which works also when the application closes the first."""
+    """Return a second handle to a connection. It still works after the application closed the first."""
     if connection is None:
         return None
     try:

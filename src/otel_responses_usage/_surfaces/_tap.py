@@ -1,4 +1,4 @@
-"""The bytes of an answer, watched on their way to whoever reads them."""
+"""A tap: replaces the body of an HTTP response, and reads its bytes while they pass."""
 
 from __future__ import annotations
 
@@ -15,36 +15,35 @@ from .._call.invocation import Invocation
 from ._buffered import buffered_pieces
 from ._tail import read_tail_in_task, read_tail_in_thread
 
-# Where an exception begins that the reading of a stream itself has raised, and not the application.
+# If an exception starts in one of these modules, reading the stream raised it, not the application.
 _SDK_STREAM_MODULES: Final = frozenset({"openai._streaming"})
 _STREAM_MODULES: Final = frozenset({*_SDK_STREAM_MODULES, "httpx._models", "httpx2._models"})
 
-# The streams that only count the time, and how each is read.
+# Streams of the HTTP library that only measure the time, and the method that reads each of them.
 _WRAPPER_STREAMS: Final = {"BoundSyncStream": "__iter__", "BoundAsyncStream": "__aiter__"}
 
-# Of asyncio and of trio.
+# The cancellation exceptions of asyncio and trio.
 _CANCELLATIONS: Final = frozenset({"CancelledError", "Cancelled"})
 
 
 def tap(response: Any, invocation: Invocation) -> None:
-    """Let `invocation` see the body of an HTTP response that has not been read.
+    """Put a tap into an HTTP response whose body has not been read.
 
-    The body is watched where it leaves the transport: every way of reading it passes there, and so
-    does every way of closing it.
+    The tap is at the transport: all ways to read or close the body go through it.
     """
     stream = response.stream
     for base in type(stream).__mro__:
         if base.__name__ in _TAPS:
             response.stream = _tap_class(base)(stream, invocation, _decoder(response), _socket(response))
-            # Told before the collector closes the generators that read the body, whose close would
-            # otherwise pass for the application's.
+            # This callback runs before the garbage collector closes the generators that read the body.
+            # Their close would look like a close by the application.
             invocation.response_ref = weakref.ref(response, invocation.on_garbage_collected)
             return
     raise TypeError(f"the body of an answer is a {type(stream).__name__}")
 
 
 class _Tap:
-    """What the sync and the async tap share."""
+    """The common part of the sync and the async tap."""
 
     __slots__ = (
         "_closed_during_read",
@@ -69,19 +68,19 @@ class _Tap:
         self._stream = stream
         self._invocation = invocation
         self._decode = decode
-        self._socket = connection  # the socket, where it carries this answer alone
-        self._source: Any = None  # where the bytes come from
-        self._generator: Any = None  # the generator that hands them on
+        self._socket = connection  # the socket, if no other request uses it
+        self._source: Any = None  # the iterator that provides the bytes
+        self._generator: Any = None  # the generator that passes them on
         self._closed_during_read = False
-        self._tail: object = None  # reads on after the application has closed
+        self._tail: object = None  # the thread or task that reads the tail
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # also while there is no `_stream` yet, as in a copy
+        if name.startswith("_"):  # also if `_stream` is not set yet, as in a copy
             raise AttributeError(name)
         return getattr(self._stream, name)
 
     def _feed_encoded(self, piece: bytes) -> int:
-        # What the reader gets is the encoded piece, which cannot be divided where the plain one can.
+        # The application receives the encoded piece. It cannot be split where the decoded piece can.
         plain = self._decoded(piece)
         if not self._invocation.read_fast(plain) and self._invocation.on_piece(plain):
             self._invocation.on_remainder()
@@ -94,32 +93,34 @@ class _Tap:
             return self._decode(piece)
         except Exception:
             _fault.report("decoding a stream")
-            self._decode = bytes.strip  # what follows cannot be decoded either, and says nothing
+            self._decode = bytes.strip  # the rest cannot be decoded either: this decoder returns no events
             return b""
 
     def _on_raise(self, error: BaseException) -> None:
         self._invocation.on_read_error(error, closed=self._closed_during_read)
 
     def _on_close(self, *, is_reading: bool) -> float:
-        """Tell of a close; return for how many seconds the stream is to be read on."""
+        """Report a close. Returns for how many seconds to read the tail."""
         if is_reading:
-            # The read under way will tell how the stream ended: a transport that breaks closes first.
+            # The current read reports how the stream ended. A failing transport closes the stream first, and
+            # then the read raises.
             self._closed_during_read = True
             return 0.0
         invocation = self._invocation
         invocation.on_remainder()
         if invocation.ended:
             return 0.0
-        # A decoder takes each byte once: what is read on is not to be decoded before.
+        # A decoder must receive each byte once. Bytes of the tail are decoded later.
         if self._source is not None and (self._decode is None or not invocation.needs_tail):
             invocation.on_buffered([self._decoded(piece) for piece in buffered_pieces(self._stream)])
-        return (
-            invocation.on_close(_cause_of_close(self._drop_modules), is_readable=self._source is not None)
-            or 0.0
-        )
+        cause, is_readable = _cause_of_close(self._drop_modules), self._source is not None
+        return invocation.on_close(cause, is_readable=is_readable) or 0.0
 
     def _raise_closed(self) -> None:
-        """Raise what a closed connection raises, though in truth it is being read on."""
+        """Raise the error of a closed connection.
+
+        The connection is still open, because its tail is being read.
+        """
         library = sys.modules[type(self._stream).__module__.partition(".")[0]]
         raise library.ReadError("[Errno 9] Bad file descriptor")
 
@@ -127,8 +128,8 @@ class _Tap:
 class _SyncTap(_Tap):
     __slots__ = ()
 
-    # Who leaves a loop over the bytes has the HTTP library close them there and then, which is a close like
-    # another. The generators of an async client are closed later, by its event loop and at the end of it.
+    # If the application leaves a loop over the bytes, the HTTP library of a sync client closes the stream.
+    # That is a normal close. The generators of an async client are closed later, by the event loop.
     _drop_modules = _SDK_STREAM_MODULES
 
     def __iter__(self) -> Iterator[bytes]:
@@ -153,7 +154,7 @@ class _SyncTap(_Tap):
                 if self._tail is not None:
                     self._raise_closed()
         except GeneratorExit:
-            raise  # the reader is gone; whether the stream is closed is said by `close`
+            raise  # `close` reports whether the stream is closed
         except BaseException as error:
             self._on_raise(error)
             raise
@@ -201,7 +202,7 @@ class _AsyncTap(_Tap):
             self._on_raise(error)
             raise
         finally:
-            # Left to the garbage collector it would be closed by another task.
+            # Otherwise the garbage collector would close it in another task.
             if self._tail is None and isinstance(self._source, AsyncGenerator):
                 await self._source.aclose()
         invocation.on_body_end()
@@ -223,23 +224,22 @@ _TAPS: Final = {"SyncByteStream": _SyncTap, "AsyncByteStream": _AsyncTap}
 
 @functools.lru_cache(maxsize=8)
 def _tap_class(base: type) -> Callable[..., Any]:
-    """Return the tap as a subclass of the HTTP library's own stream class, which that library insists on."""
+    """Return a tap class that inherits from `base`: the HTTP library requires its own stream class."""
     tap_class = _TAPS[base.__name__]
     return type(tap_class.__name__, (tap_class, base), {"__slots__": ()})
 
 
 def _inner_stream(stream: Any) -> Any:
-    """Return what the HTTP library's outermost stream hands on piece by piece, doing nothing else.
+    """Return the stream inside the outermost stream of the HTTP library.
 
-    The tap stands in that one's place: then a watched body passes no more hands than another. It is still
-    closed through it. One that somebody else has changed is left where it is.
+    The outermost stream only measures the time. If the tap reads from the inner stream, the body passes
+    through as many layers as without a tap. The tap still closes the outermost stream. An outermost stream
+    with a changed method is returned as it is.
     """
     stream_class = type(stream)
-    read, module = (
-        vars(stream_class).get(_WRAPPER_STREAMS.get(stream_class.__name__, "")),
-        sys.modules.get(stream_class.__module__),
-    )
-    # Asked by its type: a wrapped function passes for one.
+    read = vars(stream_class).get(_WRAPPER_STREAMS.get(stream_class.__name__, ""))
+    module = sys.modules.get(stream_class.__module__)
+    # Compare the exact type: isinstance() is also true for a wrapped function.
     is_unchanged = type(read) is FunctionType and read.__globals__ is getattr(module, "__dict__", None)
     return stream._stream if is_unchanged and hasattr(stream, "_stream") else stream  # noqa: SLF001
 
@@ -248,7 +248,7 @@ def _decoder(response: Any) -> Callable[[bytes], bytes] | None:
     encoding = response.headers.get("content-encoding", "identity")
     if encoding.strip().lower() == "identity":
         return None
-    # A second decoder of the library's own, since the one of this response must see each byte once.
+    # A second decoder of the HTTP library. The decoder of this response must receive each byte once.
     decoder_owner = type(response)(200, headers={"content-encoding": encoding}, content=b"")
     decoder = decoder_owner._get_content_decoder()  # noqa: SLF001
 
@@ -271,12 +271,15 @@ def _socket(response: Any) -> Any:
 
 
 def _cause_of_close(drop_modules: frozenset[str]) -> BaseException | None:
-    """Return the exception because of which the stream is being closed, if that is not the application's.
+    """Return the exception that led to this close, or `None` if the application closed the stream.
 
-    `finally: response.close()` runs with the exception in flight: `GeneratorExit` where nobody will read
-    on, an error of the SDK's, or the cancellation of the task that reads. An exception of the
-    application's own, from its loop body, has begun in a frame of the application. `drop_modules` are the
-    readers whose `GeneratorExit` says that the stream was dropped.
+    `finally: response.close()` runs while an exception propagates. This is `GeneratorExit` for a dropped
+    stream, an error that the SDK raised, or the cancellation of the reading task. An exception from the
+    application's loop body starts in a frame of the application, and gives `None`.
+
+    Args:
+        drop_modules: The modules whose generators receive `GeneratorExit` when a stream is dropped.
+
     """
     error = sys.exc_info()[1]
     traceback = error.__traceback__ if error is not None else None
@@ -285,6 +288,5 @@ def _cause_of_close(drop_modules: frozenset[str]) -> BaseException | None:
     if not isinstance(error, Exception) and type(error).__name__ in _CANCELLATIONS:
         return error
     reader = traceback.tb_frame.f_globals.get("__name__")
-    return (
-        error if reader in (drop_modules if isinstance(error, GeneratorExit) else _STREAM_MODULES) else None
-    )
+    modules = drop_modules if isinstance(error, GeneratorExit) else _STREAM_MODULES
+    return error if reader in modules else None

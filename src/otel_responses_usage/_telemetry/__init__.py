@@ -1,1 +1,1 @@
-"""The only writer of spans and metrics."""
+"""Writes all spans and metrics. No other part of the package does."""

@@ -1,7 +1,7 @@
-"""Attribute and metric names.
+"""Names of attributes and metrics.
 
-GenAI names are spelled out instead of imported: the incubating modules rename and drop names between
-minor releases, and a name here must not depend on which release a service happens to have installed.
+The GenAI names are constants here, not imports. The incubating modules rename and remove names in minor
+releases. The names must not depend on the release that a service has installed.
 """
 
 import os
@@ -63,11 +63,11 @@ METRIC_PENDING: Final = "openai_responses.pending"
 METRIC_OPEN_CIRCUITS: Final = "openai_responses.retrieval.open_circuits"
 METRIC_FAULTS: Final = "openai_responses.faults"
 
-# Bucket boundaries as the conventions advise.
+# Bucket boundaries of the conventions.
 DURATION_BUCKETS_S: Final = (
     0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
 )  # fmt: skip
-# The conventions' boundaries for the time between chunks.
+# Bucket boundaries of the conventions for the time between chunks.
 CHUNK_BUCKETS_S: Final = (
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
 )  # fmt: skip
@@ -77,14 +77,14 @@ TOKEN_BUCKETS: Final = (
 
 
 class TokenInstrument(Enum):
-    """How tokens are recorded: to be added up, or to be told apart by their number in a call."""
+    """The kind of instrument for tokens: a counter for sums, a histogram for tokens per call."""
 
     COUNTER = "counter"
     HISTOGRAM = "histogram"
 
 
 class TokenMetric(NamedTuple):
-    """A metric of tokens: which field of the usage it takes, and what its points say besides."""
+    """A token metric: its name, the field of `Usage` that it records, and fixed attributes."""
 
     name: str
     instrument: TokenInstrument
@@ -93,7 +93,7 @@ class TokenMetric(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """The metrics of one generation of the GenAI conventions."""
+    """The metric names of one generation of the GenAI conventions."""
 
     duration: str
     time_to_first_chunk: str
@@ -118,7 +118,7 @@ NEXT: Final = Generation(
     time_per_output_chunk="gen_ai.client.inference.time_per_output_chunk",
     tokens=(
         *(
-            # The API does not tell which of them were text.
+            # The API does not report the modality of tokens.
             TokenMetric(
                 f"gen_ai.client.inference.usage.{name}",
                 TokenInstrument.COUNTER,
@@ -145,7 +145,7 @@ _LATEST: Final = "gen_ai_latest_experimental"
 
 
 def generations(environ: Mapping[str, str] = os.environ) -> tuple[Generation, ...]:
-    """Return the generations to record, as the environment opts in to them."""
+    """Return the generations of the conventions to record, by the opt-in environment variable."""
     values = {value.strip().lower() for value in environ.get(_OPT_IN, "").split(",")}
     if f"{_LATEST}/dup" in values:
         return CURRENT, NEXT

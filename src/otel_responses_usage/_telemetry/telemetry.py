@@ -1,4 +1,4 @@
-"""The only writer of spans and metrics."""
+"""Writes all spans and metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .._facts.usage import MissingReason, Usage, UsageSource
 from . import semconv as names
 
 _API_TYPE: Final = "responses"
-# What a span says from its start, where the request gives it: the place of the field, and the name.
+# Optional attributes at the start of a span: the index of the field in the request, and the name.
 _REQUEST_ATTRIBUTES: Final = tuple(
     (ResponsesRequest._fields.index(field), name)
     for field, name in (
@@ -40,14 +40,14 @@ _RecordPoint: TypeAlias = Callable[[int, dict[str, AttributeValue], Context], No
 
 
 class Retrieval(NamedTuple):
-    """A look-up that was made for a call."""
+    """The look-up that was made for a call."""
 
     attempts: int
     duration_s: float
 
 
 class Record(NamedTuple):
-    """All that is told of one call once it is over. Times in nanoseconds are of the wall clock."""
+    """All facts of an ended call. Times in nanoseconds are of the wall clock."""
 
     request: ResponsesRequest
     start_ns: int
@@ -65,7 +65,7 @@ class Record(NamedTuple):
 
 
 class _Instruments:
-    """The instruments for times and tokens, by the names of one generation of the conventions."""
+    """The instruments for times and tokens of one generation of the conventions."""
 
     def __init__(self, meter: metrics.Meter, generation: names.Generation) -> None:
         self.duration = meter.create_histogram(
@@ -93,7 +93,7 @@ class _Instruments:
         self._tokens = [(metric, recorders[metric.name]) for metric in generation.tokens]
 
     def record(self, record: Record, common: dict[str, AttributeValue], context: Context) -> None:
-        """Record the chunks and the tokens of a call."""
+        """Record the chunk times and the tokens of a call."""
         if record.time_to_first_chunk_s is not None:
             self._time_to_first_chunk.record(record.time_to_first_chunk_s, common, context)
         for gap_s in record.gaps_s:
@@ -119,7 +119,7 @@ def _token_instrument(meter: metrics.Meter, metric: names.TokenMetric) -> _Recor
 
 
 class Telemetry:
-    """Starts and ends spans, and records the points that belong to them."""
+    """Starts and ends the spans, and records the metric points."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class Telemetry:
         )
 
     def start(self, request: ResponsesRequest, start_ns: int) -> Span:
-        """Open the span of a call, as a child of whatever is current."""
+        """Start the span of a call, as a child of the current span."""
         attributes = _start_attributes(
             request.operation, request.server, request.model, request.streams
         ).copy()
@@ -172,42 +172,45 @@ class Telemetry:
 
     @property
     def has_sdk(self) -> bool:
-        """Whether there is an SDK that may record a span, or takes points. Once there is, there stays one."""
+        """Whether a provider of an OpenTelemetry SDK is set: calls can be recorded.
+
+        Once true, it stays true.
+        """
         if not self._has_sdk:
-            # Until the application sets a provider, a tracer is a proxy for one that does nothing.
+            # Before the application sets a provider, the tracer is a proxy without a real tracer.
             tracer = getattr(self._tracer, "_tracer", self._tracer)
             self._has_sdk = not isinstance(tracer, trace.NoOpTracer) or self._records_metrics
         return self._has_sdk
 
     def is_recorded(self, span: Span) -> bool:
-        """Whether anybody listens: the span is recorded, or there is an SDK that takes points."""
+        """Whether this span or any metric is recorded."""
         return span.is_recording() or self._records_metrics
 
     @property
     def _records_metrics(self) -> bool:
-        # Until the application sets a provider, an instrument is a proxy without a real one behind it.
+        # Before the application sets a provider, the instrument is a proxy without a real instrument.
         instrument = getattr(self._calls, "_real_instrument", self._calls)
         return instrument is not None and not isinstance(instrument, metrics.NoOpCounter)
 
     def add_pending(self, span: Span, change: int) -> None:
-        """Count spans that stay open for their usage: 1 for one more, -1 for one less."""
+        """Add `change` to the number of spans that stay open until their usage is known."""
         _run_step(self._pending.add, change, None, _context_of(span))
 
     def count_circuit(self, address: str, port: int | None, change: int) -> None:
-        """Count a circuit that opens, by 1, or closes, by -1."""
+        """Add `change` to the number of open circuits: 1 if one opens, -1 if one closes."""
         self._open_circuits.add(
             change, _without_none({names.SERVER_ADDRESS: address or None, names.SERVER_PORT: port})
         )
 
     def count_fault(self) -> None:
-        """Count a fault of the instrumentation itself."""
+        """Count one error of the instrumentation itself."""
         self._faults.add(1)
 
     def finish(self, span: Span, record: Record) -> None:
-        """Write what is known of a call, and end its span at the time the call ended.
+        """Record the metrics of an ended call, and end its span with the end time of the call.
 
-        Metrics come first, and each step is made whatever becomes of the others: an exporter that
-        breaks on the span does not cost the tokens.
+        The metrics come first. An error in one step does not stop the next. So the tokens are recorded
+        even if an exporter raises on the span.
         """
         _run_step(self._record_metrics, record, _context_of(span))
         if span.is_recording():
@@ -216,7 +219,7 @@ class Telemetry:
 
     def _set_attributes(self, span: Span, record: Record) -> None:
         response, usage, retrieval = record.response, record.usage, record.retrieval
-        # A response that was left at work in the background has not finished for any reason.
+        # A response that still runs in the background has no finish reason yet.
         has_finished = record.events or not response.is_running
         reason = record.ending.finish_reason(response) if has_finished else None
         attributes: dict[str, AttributeValue | None] = {
@@ -260,7 +263,7 @@ class Telemetry:
             **_common_attributes(request.operation, request.server, request.model, record.response.model)
         }
         with_error = common | {names.ERROR_TYPE: ending.error_type} if ending.error_type else common
-        # A fetch made no tokens, and its chunks are those of the call that did.
+        # A fetch generates no tokens. Its chunks belong to the original call.
         is_fetch = request.operation is not Operation.CHAT
         for instruments in self._instruments:
             instruments.duration.record((record.end_ns - record.start_ns) / 1e9, with_error, context)
@@ -298,7 +301,7 @@ def _run_step(step: Callable[..., None], *args: object) -> None:
 
 
 def _context_of(span: Span) -> Context:
-    """The context that links a point to its span."""
+    """The context that links a metric point to its span."""
     return trace.set_span_in_context(span, Context())
 
 
@@ -306,7 +309,7 @@ def _without_none(attributes: Mapping[str, AttributeValue | None]) -> dict[str, 
     return {name: value for name, value in attributes.items() if value is not None}
 
 
-# Most calls of a process are alike. Whoever is handed these gets a copy.
+# Cached, since most calls of a process have the same values. Callers must copy the result.
 
 
 @functools.lru_cache(maxsize=128)
