@@ -19,6 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "MAX_CONCURRENCY": 8,
     "MAX_PENDING": 2048,
     "EXIT_TIMEOUT": 5.0,
+    "FLUSH_TIMEOUT": 1.0,
     "TAIL_TIMEOUT": 0.0,
 }
 
@@ -53,6 +54,7 @@ def test_the_process_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPa
         ("MAX_CONCURRENCY", "1", 1),
         ("MAX_PENDING", "0", 0),
         ("EXIT_TIMEOUT", " 1 ", 1.0),
+        ("FLUSH_TIMEOUT", "0.5", 0.5),
         ("TAIL_TIMEOUT", "30", 30.0),
     ],
 )

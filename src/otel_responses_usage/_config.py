@@ -12,6 +12,7 @@ from typing import Any, Final
 _PREFIX: Final = "OTEL_RESPONSES_USAGE_"
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
+_SECONDS: Final = ("retrieval_timeout", "background_timeout", "exit_timeout", "flush_timeout", "tail_timeout")
 
 _logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ class Config:
         max_pending: Maximum number of spans that stay open until their usage is known. Further spans end at
             once, with the missing reason `overload`.
         exit_timeout: Seconds that a process exit or `uninstrument()` waits for pending look-ups.
+        flush_timeout: Seconds that a `force_flush()` of the SDK's providers waits for pending look-ups, no
+            longer than its own timeout and not for background responses; 0 is not at all.
         tail_timeout: Seconds to continue reading after the application closed a stream; 0 is off. Costs the
             tokens that are generated during this time.
 
@@ -42,10 +45,17 @@ class Config:
     max_concurrency: int = 8
     max_pending: int = 2048
     exit_timeout: float = 5.0
+    flush_timeout: float = 1.0
     tail_timeout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("retrieval_timeout", "background_timeout", "exit_timeout", "tail_timeout"):
+        for name in (
+            "retrieval_timeout",
+            "background_timeout",
+            "exit_timeout",
+            "flush_timeout",
+            "tail_timeout",
+        ):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a number of seconds, 0 or more, not {value!r}")

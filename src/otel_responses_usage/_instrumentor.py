@@ -61,12 +61,9 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
 
     def _instrument(self, **kwargs: Any) -> None:
         config = kwargs.get("config") or Config.from_env()
-        tracer_provider, meter_provider = kwargs.get("tracer_provider"), kwargs.get("meter_provider")
-        telemetry = Telemetry(
-            trace.get_tracer(SCOPE, _VERSION, tracer_provider, semconv.SCHEMA_URL),
-            metrics.get_meter(SCOPE, _VERSION, meter_provider, semconv.SCHEMA_URL),
-            semconv.generations(),
-        )
+        tracer = trace.get_tracer(SCOPE, _VERSION, kwargs.get("tracer_provider"), semconv.SCHEMA_URL)
+        meter = metrics.get_meter(SCOPE, _VERSION, kwargs.get("meter_provider"), semconv.SCHEMA_URL)
+        telemetry = Telemetry(tracer, meter, semconv.generations())
         recovery = Recovery(
             config,
             make_retriever,
@@ -74,10 +71,24 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         )
         _fault.set_counter(telemetry.count_fault)
         ledger = self._ledger = Ledger(config, telemetry, recovery)
-        self._replacements = replacements(ledger, tracer_provider, meter_provider)
+        self._replacements = replacements(ledger, tracer, meter)
         for module in {module: None for module, _, _ in self._replacements}:
             # Do not import the SDK here: the import takes a second, and not every application needs it.
             wrapt.register_post_import_hook(_import_hook(self, ledger), module)
+
+    def flush(self, timeout_s: float = 5.0) -> bool:
+        """Wait until the usage of every ended call is known or given up on.
+
+        Spans and points are with the providers then. Call `force_flush()` of the providers to export them.
+
+        Args:
+            timeout_s: The longest wait, in seconds.
+
+        Returns:
+            Whether no usage is pending any more; true if the instrumentation is off.
+
+        """
+        return self._ledger is None or self._ledger.flush(timeout_s)
 
     def _uninstrument(self, **kwargs: Any) -> None:  # noqa: ARG002  # the base class's signature
         while self._patches:

@@ -341,7 +341,8 @@ class Invocation:
         timeout_s = config.background_timeout if request.background else config.retrieval_timeout
         self._pending_usage = _PendingUsage(ending, end_ns, self._make_target)
         response_id = str(self._reception.state.response.id)
-        refusal = self._services.recovery.submit(Job(request.server, response_id, timeout_s, self))
+        job = Job(request.server, response_id, timeout_s, self, is_background=request.background)
+        refusal = self._services.recovery.submit(job)
         if refusal is not None:
             self._pending_usage = None
         return refusal

@@ -63,8 +63,8 @@ class Ledger:
             # Register at the first span, not earlier. The functions run in reverse order, and by now the
             # provider has registered its own shutdown. So `close` runs before the shutdown.
             self._is_registered_at_exit = True
-            atexit.register(self.close)
-            _close_at_exit_of_child(self.close)
+            atexit.register(self._close_at_exit)
+            _close_at_exit_of_child(self._close_at_exit)
         return invocation
 
     @property
@@ -86,14 +86,36 @@ class Ledger:
             invocation.on_exit()
         self._recovery.drain(self._config.exit_timeout)
 
+    def flush(self, timeout_s: float) -> bool:
+        """Wait for all pending look-ups, at most so long, and return whether none is left."""
+        return self._recovery.flush(timeout_s, includes_background=True)
+
+    def flush_before_export(self, timeout_s: float | None) -> None:
+        """Wait for pending look-ups, except those of background responses.
+
+        Args:
+            timeout_s: The application's own timeout. The wait is limited by `Config.flush_timeout`, too.
+
+        """
+        limit_s = self._config.flush_timeout
+        timeout_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
+        self._recovery.flush(timeout_s, includes_background=False)
+
     def close(self) -> None:
         """Refuse all further calls, then do the same as `drain`."""
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.close)
-        self.drain()
-        self._recovery.stop(0.0)
+        atexit.unregister(self._close_at_exit)
+        try:
+            self.drain()
+        finally:
+            self._recovery.stop(0.0)
+
+    def _close_at_exit(self) -> None:
+        # Ctrl-C ends the wait for the look-ups. At exit no code can handle it, and Python would print it.
+        with contextlib.suppress(KeyboardInterrupt):
+            self.close()
 
     def reset_after_fork(self) -> None:
         """Forget the open calls in a forked child: the parent process ends them."""

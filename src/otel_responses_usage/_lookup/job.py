@@ -74,17 +74,27 @@ class Job:
         response_id: The response to ask for.
         patience_s: How long to ask. Time in which it is not asked does not count.
         listener: The call that gets the result.
+        is_background: Whether the response may take minutes.
         attempts: Requests made so far.
 
     """
 
-    __slots__ = ("_open", "attempts", "listener", "patience_s", "response_id", "server")
+    __slots__ = ("_open", "attempts", "is_background", "listener", "patience_s", "response_id", "server")
 
-    def __init__(self, server: Server, response_id: str, patience_s: float, listener: LookupListener) -> None:
+    def __init__(
+        self,
+        server: Server,
+        response_id: str,
+        patience_s: float,
+        listener: LookupListener,
+        *,
+        is_background: bool = False,
+    ) -> None:
         self.server = server
         self.response_id = response_id
         self.patience_s = patience_s
         self.listener = listener
+        self.is_background = is_background
         self.attempts = 0
         self._open: list[None] = [None]
 

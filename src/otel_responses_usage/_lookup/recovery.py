@@ -74,13 +74,17 @@ class Recovery:
             return MissingReason.SHUTDOWN
         if len(self._waiting) >= self._config.max_pending:
             return MissingReason.OVERLOAD
-        workers = self._get_workers()
         job.listener.on_accept()
         self._waiting[job] = None
         # The same response id can occur twice. Each call keeps its own job.
         self._by_response.setdefault((job.server, job.response_id), job)
-        workers.put(partial(self._begin, job))
-        workers.start()
+        try:
+            workers = self._get_workers()
+            workers.put(partial(self._begin, job))
+            workers.start()
+        except Exception:  # whatever is missing, the span of the call must end
+            _fault.report("looking a response up")
+            self._finish(job, LookupResult(None, MissingReason.TRANSPORT_ERROR))
         if self._closed:  # `stop` may have missed this job
             self._finish(job, LookupResult(None, MissingReason.SHUTDOWN))
         return None
@@ -118,6 +122,17 @@ class Recovery:
         if job is not None and response.is_terminal and response.usage is not None:
             self._finish(job, LookupResult(response.usage, None, response), UsageSource.OBSERVATION)
 
+    def flush(self, timeout_s: float, *, includes_background: bool) -> bool:
+        """Wait until every job has a result, at most so long; return whether that is so.
+
+        Args:
+            timeout_s: The longest wait.
+            includes_background: Whether to wait for background responses, which may take minutes.
+
+        """
+        self._run_callbacks()
+        return self._wait(timeout_s, includes_background=includes_background)
+
     def drain(self, timeout_s: float) -> None:
         """Wait until every job has a result, at most so long. Then the others get the result `shutdown`."""
         try:
@@ -143,18 +158,22 @@ class Recovery:
             self._give_up()
             self._run_callbacks()
 
-    def _wait(self, timeout_s: float) -> None:
+    def _wait(self, timeout_s: float, *, includes_background: bool = True) -> bool:
         deadline = time.monotonic() + timeout_s
         workers = self._get_workers()
         waited_s = 0.0  # counted as well as measured: tests freeze the clock
-        while self._waiting or self._runs_elsewhere():
+        while self._runs_elsewhere() or any(
+            includes_background or not job.is_background for job in list(self._waiting)
+        ):
             left_s = min(deadline - time.monotonic(), timeout_s - waited_s)
-            if left_s <= 0:
-                break
+            # On a thread of the look-ups a span processor may flush or shut down, in the midst of a job.
+            if left_s <= 0 or workers.includes_this_thread:
+                return False
             wait_s = min(left_s, _CHECK_S)
             wait = workers.progress.wait if workers.has_threads else workers.run_here
             if not wait(wait_s):
                 waited_s += wait_s
+        return True
 
     def _runs_elsewhere(self) -> bool:
         """Whether another thread runs a callback."""

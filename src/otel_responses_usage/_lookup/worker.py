@@ -76,6 +76,11 @@ class Workers:
         """Whether any thread runs."""
         return bool(self._threads)
 
+    @property
+    def includes_this_thread(self) -> bool:
+        """Whether the calling thread is one of these."""
+        return threading.current_thread() in self._threads
+
     def put(self, callback: Callback, after_s: float = 0.0) -> None:
         """Have a callback run. Takes no lock, so a garbage collector may call it; see `start`."""
         try:

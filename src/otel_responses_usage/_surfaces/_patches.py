@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import wrapt
+from opentelemetry import metrics, trace
 
 from .._call.ledger import Ledger
 from ._http import HttpSurface
@@ -46,10 +47,10 @@ class Patch:
         # A wrapper of another kind cannot be changed. Below it this wrapper stays, and does nothing.
 
 
-def replacements(ledger: Ledger, tracer_provider: Any, meter_provider: Any) -> tuple[Replacement, ...]:
-    """Return the functions to replace. The providers are those that the ledger reports to."""
+def replacements(ledger: Ledger, tracer: trace.Tracer, meter: metrics.Meter) -> tuple[Replacement, ...]:
+    """Return the functions to replace. The tracer and the meter are those that the ledger reports to."""
     http = HttpSurface(ledger)
-    providers = ProviderSurface(ledger, tracer_provider, meter_provider)
+    providers = ProviderSurface(ledger, tracer, meter)
     client = "openai._base_client"
     return (
         (client, "SyncAPIClient.request", http.request),
@@ -57,5 +58,7 @@ def replacements(ledger: Ledger, tracer_provider: Any, meter_provider: Any) -> t
         (client, "AsyncAPIClient.request", http.async_request),
         (client, "AsyncAPIClient._process_response", http.process_response),
         ("opentelemetry.sdk.trace", "TracerProvider.shutdown", providers.shutdown),
+        ("opentelemetry.sdk.trace", "TracerProvider.force_flush", providers.force_flush),
         ("opentelemetry.sdk.metrics", "MeterProvider.shutdown", providers.shutdown),
+        ("opentelemetry.sdk.metrics", "MeterProvider.force_flush", providers.force_flush),
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from opentelemetry import metrics, trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
@@ -210,12 +210,17 @@ class Telemetry:
         """Record the metrics of an ended call, and end its span with the end time of the call.
 
         The metrics come first. An error in one step does not stop the next. So the tokens are recorded
-        even if an exporter raises on the span.
+        even if an exporter raises on the span. All steps run in an empty context. In the context of the
+        caller instrumentation may be suppressed, and some span processors then drop the span.
         """
-        _run_step(self._record_metrics, record, _context_of(span))
-        if span.is_recording():
-            _run_step(self._set_attributes, span, record)
-        _run_step(span.end, record.end_ns)
+        token = attach(Context())
+        try:
+            _run_step(self._record_metrics, record, _context_of(span))
+            if span.is_recording():
+                _run_step(self._set_attributes, span, record)
+            _run_step(span.end, record.end_ns)
+        finally:
+            detach(token)
 
     def _set_attributes(self, span: Span, record: Record) -> None:
         response, usage, retrieval = record.response, record.usage, record.retrieval
