@@ -63,11 +63,13 @@ class Invocation:
 
     __slots__ = (
         "__weakref__",
+        "_decode_error",
         "_end_token",
         "_ended",
         "_has_document",
         "_make_target",
         "_pending_usage",
+        "_reader_failed",
         "_reception",
         "_request",
         "_services",
@@ -91,13 +93,20 @@ class Invocation:
         self._ended = False
         self._tail_token: list[int] | None = None  # the end time of the call, if its tail is read
         self._pending_usage: _PendingUsage | None = None
+        self._decode_error: Ending | None = None
+        self._reader_failed = False
         # A weak reference to the HTTP response, whose callback is `on_garbage_collected`.
-        self.response_ref: object = None
+        self.response_ref: Callable[[], object] | None = None
 
     @property
     def ended(self) -> bool:
         """Whether the call has ended. Its span may stay open until the usage is known."""
         return self._ended
+
+    @property
+    def response(self) -> object:
+        """The HTTP response, as long as the application holds it."""
+        return self.response_ref() if self.response_ref is not None else None
 
     @property
     def read_fast(self) -> Callable[[bytes], bool]:
@@ -190,6 +199,41 @@ class Invocation:
             ending = CLOSED if closed else Ending(Outcome.CUT, type(error).__name__)
             self.finish(self._reception.stream_error or ending)
 
+    def on_decode_error(self, error: Exception) -> None:
+        """Note that the next piece cannot be decoded: its reader raises if it goes on to decode it."""
+        self._decode_error = self._decode_error or _ending_of_error(error)
+
+    def on_reader_failed(self) -> None:
+        """Note that the reader of the body raises now because of the decode error, or has raised."""
+        self._reader_failed = True
+
+    def on_reader_gone(self) -> None:
+        """Note that the reader of the body has stopped, without a close until now."""
+        if self._decode_error is not None:
+            self.finish(self._decode_error)
+
+    @_fault.catch_and_report("ending a call")
+    def on_reader_error(self, error: Exception, unread: Sequence[bytes]) -> None:
+        """Note that the SDK raised while it read the body.
+
+        Args:
+            error: The exception that the application received.
+            unread: Pieces that had arrived. They do not change how the call ended, but may tell the usage.
+
+        """
+        end_ns = self._end()
+        if end_ns is None:
+            return
+        reception = self._reception
+        ending = _ending_of_error(error)
+        if _is_api_error(error):
+            ending = reception.stream_error or ending
+        reception.begin_tail()
+        for piece in (reception.take_remainder(), *unread):
+            if piece and reception.read_tail(piece):
+                break
+        self._record_or_look_up(ending, end_ns)
+
     @_fault.catch_and_report("ending a call")
     def on_close(self, cause: BaseException | None, *, is_readable: bool) -> float:
         """Note that the stream was closed.
@@ -207,9 +251,11 @@ class Invocation:
             return 0.0
         reception, config = self._reception, self._services.config
         if isinstance(cause, GeneratorExit):
-            self.finish(reception.stream_error or ABANDONED)
+            self.finish(reception.stream_error or self._decode_error or ABANDONED)
         elif cause is not None:
             self.finish(reception.stream_error or _ending_of_error(cause))
+        elif self._reader_failed and self._decode_error is not None:
+            self.finish(self._decode_error)
         elif reception.is_done:
             self.on_body_end()
         elif reception.stream_error is None and is_readable and self.needs_tail:
@@ -325,7 +371,8 @@ class Invocation:
         reception = self._reception
         if remainder := reception.take_remainder():
             reception.read_tail(remainder)
-        self._record_or_look_up(reception.ending or reception.stream_error or ABANDONED, end_ns)
+        ending = reception.ending or reception.stream_error or self._decode_error or ABANDONED
+        self._record_or_look_up(ending, end_ns)
 
     def _reason_for_no_look_up(self) -> MissingReason | None:
         """Return why the usage cannot be looked up, or `None` if it can."""
@@ -434,6 +481,9 @@ def _ending_of_error(error: BaseException) -> Ending:
     if not isinstance(error, Exception):
         return Ending(Outcome.CANCELLED, name)
     # Only SDK exceptions have the error code of the API. Other exceptions may use `code` for anything.
-    is_of_api = any(cls.__name__ == "APIError" for cls in type(error).__mro__)
-    code = error_code({"code": getattr(error, "code", None)}) if is_of_api else None
+    code = error_code({"code": getattr(error, "code", None)}) if _is_api_error(error) else None
     return Ending(Outcome.ERROR, code or name)
+
+
+def _is_api_error(error: BaseException) -> bool:
+    return any(cls.__name__ == "APIError" for cls in type(error).__mro__)

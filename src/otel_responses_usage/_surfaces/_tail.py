@@ -15,7 +15,7 @@ from .._call.invocation import Invocation
 
 THREAD_NAME: Final = "otel-responses-usage-tail"
 
-Decode = Callable[[bytes], bytes]
+Decode = Callable[[bytes], Iterator[bytes]]
 
 # Each tail needs a thread. Above this number a stream is closed at once, and its usage is looked up.
 _MAX_THREADS: Final = 64
@@ -50,7 +50,7 @@ def read_tail_in_thread(
         deadline.start()
         try:
             for piece in source:
-                if invocation.on_tail(decode(piece)):
+                if any(invocation.on_tail(plain) for plain in decode(piece)):
                     break
         except Exception:  # noqa: S110  # the connection failed, or the timeout has passed
             pass
@@ -85,7 +85,7 @@ def read_tail_in_task(
 
     async def read() -> None:
         async for piece in source:
-            if invocation.on_tail(decode(piece)):
+            if any(invocation.on_tail(plain) for plain in decode(piece)):
                 break
 
     async def read_until_timeout() -> None:

@@ -6,7 +6,7 @@ import functools
 import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from types import FunctionType
+from types import FunctionType, TracebackType
 from typing import Any, Final
 
 from .. import _fault
@@ -18,6 +18,7 @@ from ._tail import read_tail_in_task, read_tail_in_thread
 # If an exception starts in one of these modules, reading the stream raised it, not the application.
 _SDK_STREAM_MODULES: Final = frozenset({"openai._streaming"})
 _STREAM_MODULES: Final = frozenset({*_SDK_STREAM_MODULES, "httpx._models", "httpx2._models"})
+_SDK_HELPERS: Final = "openai.lib.streaming."
 
 # Streams of the HTTP library that only measure the time, and the method that reads each of them.
 _WRAPPER_STREAMS: Final = {"BoundSyncStream": "__iter__", "BoundAsyncStream": "__aiter__"}
@@ -47,7 +48,7 @@ class _Tap:
 
     __slots__ = (
         "_closed_during_read",
-        "_decode",
+        "_decoder",
         "_generator",
         "_invocation",
         "_socket",
@@ -62,12 +63,12 @@ class _Tap:
         self,
         stream: Any,
         invocation: Invocation,
-        decode: Callable[[bytes], bytes] | None,
+        decoder: Any,
         connection: Any,
     ) -> None:
         self._stream = stream
         self._invocation = invocation
-        self._decode = decode
+        self._decoder = decoder  # `None` if the body is not compressed
         self._socket = connection  # the socket, if no other request uses it
         self._source: Any = None  # the iterator that provides the bytes
         self._generator: Any = None  # the generator that passes them on
@@ -81,20 +82,41 @@ class _Tap:
 
     def _feed_encoded(self, piece: bytes) -> int:
         # The application receives the encoded piece. It cannot be split where the decoded piece can.
-        plain = self._decoded(piece)
-        if not self._invocation.read_fast(plain) and self._invocation.on_piece(plain):
-            self._invocation.on_remainder()
+        plain = None
+        for plain in self._decoded(piece):
+            if not self._invocation.read_fast(plain) and self._invocation.on_piece(plain):
+                self._invocation.on_remainder()
+        if plain is None and self._decoder is _NO_DECODER:
+            self._invocation.on_reader_failed()  # at the first byte of this piece, which it gets now
         return 0
 
-    def _decoded(self, piece: bytes) -> bytes:
-        if self._decode is None:
-            return piece
+    def _decoded(self, piece: bytes) -> Iterator[bytes]:
+        """Yield the decoded parts of a piece.
+
+        If the decoder fails, the decoder of the application fails at the same byte. That is not a fault of
+        the instrumentation. The application may already have read the parts before that byte.
+        """
+        if self._decoder is None:
+            yield piece
+            return
         try:
-            return self._decode(piece)
-        except Exception:
-            _fault.report("decoding a stream")
-            self._decode = bytes.strip  # the rest cannot be decoded either: this decoder returns no events
-            return b""
+            yield from _parts(self._decoder.decode(piece))
+        except Exception as error:
+            self._on_decode_error(error)
+
+    def _end_decoding(self) -> None:
+        """Read what the decoder still holds when the body ends. Some decoders fail if the end is missing."""
+        try:
+            for plain in _parts(self._decoder.flush()):
+                self._invocation.on_piece(plain)
+                self._invocation.on_remainder()
+        except Exception as error:
+            self._on_decode_error(error)
+            self._invocation.on_reader_gone()
+
+    def _on_decode_error(self, error: Exception) -> None:
+        self._decoder = _NO_DECODER
+        self._invocation.on_decode_error(error)
 
     def _on_raise(self, error: BaseException) -> None:
         self._invocation.on_read_error(error, closed=self._closed_during_read)
@@ -107,14 +129,27 @@ class _Tap:
             self._closed_during_read = True
             return 0.0
         invocation = self._invocation
+        if isinstance(sys.exc_info()[1], GeneratorExit):
+            invocation.on_reader_gone()
+        if invocation.ended:
+            return 0.0
+        cause = _cause_of_close(self._drop_modules, invocation.response)
+        if isinstance(cause, Exception):
+            invocation.on_reader_error(cause, self._unread())
+            return 0.0
         invocation.on_remainder()
         if invocation.ended:
             return 0.0
         # A decoder must receive each byte once. Bytes of the tail are decoded later.
-        if self._source is not None and (self._decode is None or not invocation.needs_tail):
-            invocation.on_buffered([self._decoded(piece) for piece in buffered_pieces(self._stream)])
-        cause, is_readable = _cause_of_close(self._drop_modules), self._source is not None
-        return invocation.on_close(cause, is_readable=is_readable) or 0.0
+        if self._source is not None and (self._decoder is None or not invocation.needs_tail):
+            invocation.on_buffered(self._unread())
+        return invocation.on_close(cause, is_readable=self._source is not None) or 0.0
+
+    def _unread(self) -> list[bytes]:
+        """Return the decoded pieces that have arrived and that nobody has read."""
+        if self._source is None:
+            return []
+        return [plain for piece in buffered_pieces(self._stream) for plain in self._decoded(piece)]
 
     def _raise_closed(self) -> None:
         """Raise the error of a closed connection.
@@ -137,7 +172,7 @@ class _SyncTap(_Tap):
         return self._generator  # type: ignore[no-any-return]
 
     def _read(self) -> Iterator[bytes]:
-        invocation, is_plain = self._invocation, self._decode is None
+        invocation, is_plain = self._invocation, self._decoder is None
         read_fast: Callable[[bytes], bool] = read_nothing
         try:
             self._source = iter(_inner_stream(self._stream))
@@ -154,10 +189,13 @@ class _SyncTap(_Tap):
                 if self._tail is not None:
                     self._raise_closed()
         except GeneratorExit:
+            invocation.on_reader_gone()
             raise  # `close` reports whether the stream is closed
         except BaseException as error:
             self._on_raise(error)
             raise
+        if not is_plain:
+            self._end_decoding()
         invocation.on_body_end()
 
     def close(self) -> None:
@@ -180,7 +218,7 @@ class _AsyncTap(_Tap):
         return self._generator  # type: ignore[no-any-return]
 
     async def _read(self) -> AsyncGenerator[bytes, None]:
-        invocation, is_plain = self._invocation, self._decode is None
+        invocation, is_plain = self._invocation, self._decoder is None
         read_fast: Callable[[bytes], bool] = read_nothing
         try:
             self._source = _inner_stream(self._stream).__aiter__()
@@ -197,6 +235,7 @@ class _AsyncTap(_Tap):
                 if self._tail is not None:
                     self._raise_closed()
         except GeneratorExit:
+            invocation.on_reader_gone()
             raise
         except BaseException as error:
             self._on_raise(error)
@@ -205,6 +244,8 @@ class _AsyncTap(_Tap):
             # Otherwise the garbage collector would close it in another task.
             if self._tail is None and isinstance(self._source, AsyncGenerator):
                 await self._source.aclose()
+        if not is_plain:
+            self._end_decoding()
         invocation.on_body_end()
 
     async def aclose(self) -> None:
@@ -244,19 +285,34 @@ def _inner_stream(stream: Any) -> Any:
     return stream._stream if is_unchanged and hasattr(stream, "_stream") else stream  # noqa: SLF001
 
 
-def _decoder(response: Any) -> Callable[[bytes], bytes] | None:
+class _NoDecoder:
+    """Replaces a decoder that has failed: the rest of the body cannot be decoded."""
+
+    def decode(self, _: bytes) -> bytes:
+        return b""
+
+    def flush(self) -> bytes:
+        return b""
+
+
+_NO_DECODER: Final = _NoDecoder()
+
+
+def _decoder(response: Any) -> Any:
+    """Return a second decoder of the HTTP library, or `None` if the body is not compressed.
+
+    The decoder of the response itself must receive each byte once, from the application's reader.
+    """
     encoding = response.headers.get("content-encoding", "identity")
     if encoding.strip().lower() == "identity":
         return None
-    # A second decoder of the HTTP library. The decoder of this response must receive each byte once.
     decoder_owner = type(response)(200, headers={"content-encoding": encoding}, content=b"")
-    decoder = decoder_owner._get_content_decoder()  # noqa: SLF001
+    return decoder_owner._get_content_decoder()  # noqa: SLF001
 
-    def decode(piece: bytes) -> bytes:
-        plain = decoder.decode(piece)
-        return plain if isinstance(plain, bytes) else b"".join(plain)
 
-    return decode
+def _parts(plain: Any) -> Iterator[bytes]:
+    """Yield what a decoder returned: bytes, or an iterator of bytes in newer releases."""
+    return iter((plain,)) if isinstance(plain, bytes) else iter(plain)
 
 
 def _socket(response: Any) -> Any:
@@ -270,7 +326,7 @@ def _socket(response: Any) -> Any:
         return None
 
 
-def _cause_of_close(drop_modules: frozenset[str]) -> BaseException | None:
+def _cause_of_close(drop_modules: frozenset[str], response: Any) -> BaseException | None:
     """Return the exception that led to this close, or `None` if the application closed the stream.
 
     `finally: response.close()` runs while an exception propagates. This is `GeneratorExit` for a dropped
@@ -279,6 +335,7 @@ def _cause_of_close(drop_modules: frozenset[str]) -> BaseException | None:
 
     Args:
         drop_modules: The modules whose generators receive `GeneratorExit` when a stream is dropped.
+        response: The HTTP response, to recognise its readers.
 
     """
     error = sys.exc_info()[1]
@@ -289,4 +346,23 @@ def _cause_of_close(drop_modules: frozenset[str]) -> BaseException | None:
         return error
     reader = traceback.tb_frame.f_globals.get("__name__")
     modules = drop_modules if isinstance(error, GeneratorExit) else _STREAM_MODULES
-    return error if reader in modules else None
+    if reader in modules or (isinstance(error, Exception) and _is_raised_by_reader(traceback, response)):
+        return error
+    return None
+
+
+def _is_raised_by_reader(traceback: TracebackType | None, response: Any) -> bool:
+    """Whether an exception passed through the SDK's reader of this response on its way to the application.
+
+    The application's `with` block closes the stream of an SDK that does not close it itself.
+    """
+    while traceback is not None and response is not None:
+        frame = traceback.tb_frame
+        module = frame.f_globals.get("__name__", "")
+        if module in _STREAM_MODULES or module.startswith(_SDK_HELPERS):
+            reader = frame.f_locals.get("self")
+            owned = (getattr(reader, name, None) for name in ("response", "_response"))
+            if reader is response or any(value is response for value in owned):
+                return True
+        traceback = traceback.tb_next
+    return False
