@@ -48,8 +48,8 @@ def serve() -> Iterator[Serve]:
     """Start a server for a handler, or for a plan of the Responses API."""
     servers: list[ScriptedServer] = []
 
-    def start(handler: Callable[[SeenRequest], Any]) -> ScriptedServer:
-        server = ScriptedServer(handler)
+    def start(handler: Callable[[SeenRequest], Any], **how: Any) -> ScriptedServer:
+        server = ScriptedServer(handler, **how)
         server.start()
         servers.append(server)
         return server

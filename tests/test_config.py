@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "MAX_PENDING": 2048,
     "EXIT_TIMEOUT": 5.0,
     "FLUSH_TIMEOUT": 1.0,
+    "GRACE_TIMEOUT": 0.25,
     "TAIL_TIMEOUT": 0.0,
 }
 

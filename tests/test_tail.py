@@ -30,7 +30,6 @@ from test_endings import (
     ASYNCIO,
     HALF,
     SYNC,
-    TRIO,
     both,
     client_of,
     encoded,
@@ -38,6 +37,7 @@ from test_endings import (
     pause,
     read_half,
     read_half_and_closed,
+    runtimes,
     take,
     told,
     untidy,
@@ -65,8 +65,8 @@ class GatedAPI(ResponsesAPI):
         return replace(reply, steps=(*head, Wait(self.gate), *(self._then or rest)))
 
 
-def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == _tail.THREAD_NAME]
+def open_tails() -> int:
+    return len(_tail._tails) + len(_tail._tasks)
 
 
 async def until(runtime: Runtime, holds: Callable[[], Any]) -> None:
@@ -158,21 +158,20 @@ def test_a_tail_that_fails_is_still_a_close(runtime: Runtime, instrument: Instru
     assert (observed.span().attributes or {})["openai_responses.response.status"] == "failed"
 
 
-def test_tails_give_their_places_back(
-    instrument: Instrument, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However many streams are read on one after the other, there is a place for the next."""
-    monkeypatch.setattr(_tail, "_thread_slots", threading.BoundedSemaphore(1))
-    observed = instrument(tail_timeout=60)
+def test_tails_give_their_places_back(instrument: Instrument, serve: Serve) -> None:
+    """A tail that has ended leaves its place among the pending calls to the next one."""
+    observed = instrument(tail_timeout=60, max_pending=1)
     api = GatedAPI()
     with client_of(SYNC, serve(api)) as client:
         for done in (1, 2, 3):
             api.gate.clear()
             SYNC.drive(lambda: read_half_and_closed(client))
+            assert observed.pending() == 1
             api.gate.set()
             observed.spans(done)
-            eventually(lambda: threads() == [], "the tail's thread has gone")
+            eventually(lambda: open_tails() == 0, "the tail's connection is closed")
     assert observed.calls() == {"tail": 3}
+    assert observed.pending() == 0
 
 
 async def leave_it_open(client: Any) -> None:
@@ -209,7 +208,7 @@ def test_a_tail_ends_at_its_deadline(
     assert told(observed.span()) == looked_up("closed")
     assert left_at is not None
     assert left_at - closed_at[0] > 0.25 or then is close_it
-    eventually(lambda: threads() == [], "the tail's thread has gone")
+    eventually(lambda: open_tails() == 0, "the tail's connection is closed")
 
 
 @both
@@ -242,29 +241,29 @@ def test_a_terminal_event_that_has_half_arrived_is_read_once(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed")
 def test_a_tail_ends_though_its_loop_is_closed(instrument: Instrument, serve: Serve) -> None:
-    """Nobody reads on where the application's event loop has gone: the usage is looked up all the same."""
+    """The tail does not need the event loop of the application. At its timeout the usage is looked up."""
     observed = instrument(tail_timeout=0.2)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(read_half_and_closed(client_of(ASYNCIO, serve(ResponsesAPI(lambda _: HALF)))))
     loop.close()
     assert told(observed.span()) == looked_up("closed")
-    _tail._tasks.clear()
     gc.collect()  # what such a loop leaves behind is of this test
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_forked_child_has_every_place_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parent's tails go on in the parent."""
-    no_place(monkeypatch)
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if _tail._thread_slots.acquire(blocking=False) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tail, "_thread_slots", threading.BoundedSemaphore(1))
-    _tail._thread_slots.acquire()
+def test_a_forked_child_has_no_tail(instrument: Instrument, serve: Serve) -> None:
+    """The tails of the parent continue in the parent. The child closes its handles to their connections."""
+    observed = instrument(tail_timeout=60)
+    api = GatedAPI()
+    with client_of(SYNC, serve(api)) as client:
+        SYNC.drive(lambda: read_half_and_closed(client))
+        assert open_tails() == 1
+        child = os.fork()
+        if child == 0:
+            os._exit(open_tails())
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        api.gate.set()
+        assert told(observed.span()) == TAILED
 
 
 def close_at_once(runtime: Runtime, server: ScriptedServer, call: Callable[[Any], Any]) -> None:
@@ -283,22 +282,18 @@ def close_at_once(runtime: Runtime, server: ScriptedServer, call: Callable[[Any]
 
 
 @pytest.mark.parametrize(
-    ("runtime", "settings", "asked", "prepare"),
+    ("runtime", "settings", "asked"),
     [
-        (SYNC, {}, {}, None),
-        (ASYNCIO, {}, {}, None),
-        (SYNC, {"tail_timeout": 60}, BACKGROUND, None),
-        (ASYNCIO, {"tail_timeout": 60}, BACKGROUND, None),
-        (SYNC, {"tail_timeout": 60}, {}, no_place),
-        (TRIO, {"tail_timeout": 60}, {}, None),
+        (SYNC, {}, {}),
+        (ASYNCIO, {}, {}),
+        (SYNC, {"tail_timeout": 60}, BACKGROUND),
+        (ASYNCIO, {"tail_timeout": 60}, BACKGROUND),
     ],
     ids=[
         "sync, off",
         "asyncio, off",
         "sync, background",
         "asyncio, background",
-        "sync, too many",
-        "trio",
     ],
 )
 @untidy
@@ -306,14 +301,10 @@ def test_what_is_not_read_on_is_closed_at_once(
     runtime: Runtime,
     settings: dict[str, Any],
     asked: dict[str, Any],
-    prepare: Callable[[pytest.MonkeyPatch], None] | None,
     instrument: Instrument,
     serve: Serve,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where there is no tail, the server sees its client leave with the close, and is asked afterwards."""
-    if prepare is not None:
-        prepare(monkeypatch)
     observed = instrument(**settings)
     server = serve(ResponsesAPI(lambda _: HALF))
     close_at_once(runtime, server, lambda client: client.responses.create(**ASKED, **asked))
@@ -373,9 +364,23 @@ def test_a_tail_that_breaks_off_is_looked_up(runtime: Runtime, instrument: Instr
     assert told(observed.span()) == looked_up("closed")
 
 
-@both
-def test_uninstrumenting_ends_a_tail(runtime: Runtime, instrument: Instrument, serve: Serve) -> None:
-    """`uninstrument()` in mid-tail does not wait for the tail: the call is closed, and looked up."""
+def shut_down(observed: Observed) -> None:
+    observed.tracer_provider.shutdown()
+
+
+def uninstrument(_: Observed) -> None:
+    ResponsesUsageInstrumentor().uninstrument()
+
+
+EXITS_BY = pytest.mark.parametrize("leave", [uninstrument, shut_down])
+
+
+@EXITS_BY
+@runtimes
+def test_an_exit_waits_for_a_tail_that_is_about_to_end(
+    runtime: Runtime, leave: Callable[[Observed], None], instrument: Instrument, serve: Serve
+) -> None:
+    """The usage that arrives meanwhile is recorded, also if the wait blocks the event loop of the stream."""
     observed = instrument(tail_timeout=60, exit_timeout=10)
     api = GatedAPI()
     server = serve(api)
@@ -383,22 +388,62 @@ def test_uninstrumenting_ends_a_tail(runtime: Runtime, instrument: Instrument, s
     async def main() -> None:
         client = client_of(runtime, server)
         await read_half_and_closed(client)
-        ResponsesUsageInstrumentor().uninstrument()
+        assert observed.pending() == 1
+        threading.Timer(0.05, api.gate.set).start()
+        leave(observed)
         assert observed.finished == 1
-        api.gate.set()
-        await until(runtime, lambda: not threads())
         await settle(client.close())
 
     runtime.drive(main)
-    assert told(observed.span()) == looked_up("closed")
+    assert told(observed.span()) == TAILED
+    assert observed.pending() == 0
+
+
+@EXITS_BY
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, looked_up("closed")),
+        ({"store": False}, {"outcome": "closed", "missing": "shutdown", "events": 6}),
+    ],
+    ids=["stored", "not stored"],
+)
+@both
+def test_an_exit_cuts_off_a_tail_that_takes_longer(
+    runtime: Runtime,
+    asked: dict[str, Any],
+    expected: dict[str, Any],
+    leave: Callable[[Observed], None],
+    instrument: Instrument,
+    serve: Serve,
+) -> None:
+    """After half of the exit timeout the usage is looked up, or the reason is `shutdown`."""
+    observed = instrument(tail_timeout=60, exit_timeout=1)
+    api = GatedAPI()
+    server = serve(api)
+
+    async def main() -> None:
+        client = client_of(runtime, server)
+        stream = await settle(client.responses.create(**ASKED, **asked))
+        await take(stream)
+        await settle(stream.close())
+        leave(observed)
+        assert observed.finished == 1
+        await settle(client.close())
+
+    runtime.drive(main)
+    assert told(observed.span()) == expected
+    assert observed.pending() == 0
+    assert open_tails() == 0
 
 
 def test_a_loop_is_not_held_up_by_a_tail(
     instrument: Instrument, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`asyncio.run` returns in mid-tail, without a complaint, and the usage is looked up."""
+    """`asyncio.run` returns in mid-tail, without a complaint. The tail is read to its end."""
     observed = instrument(tail_timeout=60)
-    server = serve(ResponsesAPI(lambda _: HALF))
+    api = GatedAPI()
+    server = serve(api)
 
     async def main() -> None:
         stream = await read_half(client_of(ASYNCIO, server))
@@ -407,7 +452,9 @@ def test_a_loop_is_not_held_up_by_a_tail(
     began = time.monotonic()
     asyncio.run(main())
     assert time.monotonic() - began < 20
-    assert told(observed.span()) == looked_up("closed")
+    assert observed.finished == 0
+    api.gate.set()
+    assert told(observed.span()) == TAILED
     gc.collect()
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 

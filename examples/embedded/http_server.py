@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Iterable, Mapping
     from types import TracebackType
 
@@ -148,9 +149,13 @@ def frame(event: Mapping[str, Any], *, event_lines: bool = True) -> bytes:
 
 @dataclass
 class Exchange:
-    """One request and, as it happens, the end of its reply. Times are those of `time.time()`."""
+    """One request and, as it happens, how many steps of its reply are sent, and the end of the reply.
+
+    Times are those of `time.time()`.
+    """
 
     request: SeenRequest
+    sent: int = 0
     last_write_at: float | None = None
     client_left_at: float | None = None
     ended_at: float | None = None
@@ -159,11 +164,18 @@ class Exchange:
 class ScriptedServer:
     """A server on loopback that does to each request what `handler` replies; a context manager.
 
-    It runs on an event loop and a daemon thread of its own, and `handler` runs on that loop. A handler
+    It runs on an event loop and a daemon thread of its own, and `handler` runs on that loop. With `tls` it
+    speaks TLS. A handler
     that raises is answered with 500, and leaving the context raises the same exception once more.
     """
 
-    def __init__(self, handler: Callable[[SeenRequest], Reply | Awaitable[Reply]]) -> None:
+    def __init__(
+        self,
+        handler: Callable[[SeenRequest], Reply | Awaitable[Reply]],
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._tls = tls
         self.exchanges: list[Exchange] = []
         self.connections = 0
         self._handler = handler
@@ -182,7 +194,7 @@ class ScriptedServer:
     @property
     def url(self) -> str:
         """The origin to point a client at, without a slash at its end."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._port}"
 
     @property
     def requests(self) -> list[SeenRequest]:
@@ -228,7 +240,7 @@ class ScriptedServer:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         # The kernel cuts the backlog down to what it allows.
-        listener = await self._loop.create_server(self._wire, "127.0.0.1", 0, backlog=1 << 15)
+        listener = await self._loop.create_server(self._wire, "127.0.0.1", 0, backlog=1 << 15, ssl=self._tls)
         self._port = listener.sockets[0].getsockname()[1]
         self._listening.set()
         await self._stopping.wait()
@@ -310,6 +322,7 @@ class ScriptedServer:
                 case Send(data):
                     exchange.last_write_at = time.time()
                     await wire.send(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
+                    exchange.sent += 1
                 case Pause(seconds):
                     await asyncio.wait([wire.gone], timeout=seconds)
                 case Wait(event):

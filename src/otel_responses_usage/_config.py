@@ -12,7 +12,6 @@ from typing import Any, Final
 _PREFIX: Final = "OTEL_RESPONSES_USAGE_"
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
-_SECONDS: Final = ("retrieval_timeout", "background_timeout", "exit_timeout", "flush_timeout", "tail_timeout")
 
 _logger = logging.getLogger(__name__)
 
@@ -28,9 +27,12 @@ class Config:
         max_concurrency: Maximum number of look-up requests at the same time.
         max_pending: Maximum number of spans that stay open until their usage is known. Further spans end at
             once, with the missing reason `overload`.
-        exit_timeout: Seconds that a process exit or `uninstrument()` waits for pending look-ups.
+        exit_timeout: Seconds that a process exit or `uninstrument()` waits for pending look-ups. It waits
+            half of this time for streams that are read on.
         flush_timeout: Seconds that a `force_flush()` of the SDK's providers waits for pending look-ups, no
             longer than its own timeout and not for background responses; 0 is not at all.
+        grace_timeout: Seconds to continue reading after the application closed a stream whose output is
+            complete: only the terminal event is due then; 0 is off.
         tail_timeout: Seconds to continue reading after the application closed a stream; 0 is off. Costs the
             tokens that are generated during this time.
 
@@ -46,6 +48,7 @@ class Config:
     max_pending: int = 2048
     exit_timeout: float = 5.0
     flush_timeout: float = 1.0
+    grace_timeout: float = 0.25
     tail_timeout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -54,6 +57,7 @@ class Config:
             "background_timeout",
             "exit_timeout",
             "flush_timeout",
+            "grace_timeout",
             "tail_timeout",
         ):
             value = getattr(self, name)

@@ -18,6 +18,10 @@ _DELTA: Final = ".delta"
 _LIFECYCLE_PREFIX: Final = "response."
 # These follow `response.created` and repeat its response object. Only the status is new.
 _PROGRESS_TYPES: Final = frozenset({"response.in_progress", "response.queued"})
+# After one of these the output is complete as a rule, and the terminal event is due. After reasoning, and
+# after the code or the arguments of a hosted tool, more output follows.
+_DONE: Final = ".done"
+_MORE_FOLLOWS: Final = ("response.reasoning", "response.code_interpreter_call", "response.mcp_call")
 
 _MAX_KINDS: Final = 32
 _OTHER_KIND: Final = "other"
@@ -51,6 +55,7 @@ class AnswerState:
         "_is_counting",
         "_kind",
         "_last_delta_at",
+        "_last_type",
         "_starts_gap",
         "_until_timed",
         "ending",
@@ -69,6 +74,7 @@ class AnswerState:
         self.source = UsageSource.STREAM
         self.first_delta_at: int | None = None
         self._is_counting = True
+        self._last_type: str | None = None
         self._events = 0
         self._deltas: dict[str, int] = {}
         self._kind: str | None = None  # kind of the last event; `None` if that was not a delta
@@ -101,6 +107,12 @@ class AnswerState:
         """Seconds between deltas. In a long stream only every n-th gap is kept."""
         return [gap / 1e6 for gap in self._gaps_us]
 
+    @property
+    def is_output_done(self) -> bool:
+        """Whether the last event says that a part of the output is complete: the terminal event is due."""
+        last_type = self._last_type or ""
+        return last_type.endswith(_DONE) and not last_type.startswith(_MORE_FOLLOWS)
+
     def stop_counting(self) -> None:
         """Ignore further events in all counts, but still update the response."""
         self._count_repeats()
@@ -121,6 +133,7 @@ class AnswerState:
         if self.ending is not None:
             return
         self._count_repeats()
+        self._last_type = event_type
         if event_type is not None and event_type.endswith(_DELTA):
             self._kind = self._counted_kind(event_type)
             self.repeats, self.notify_at = 1, self._until_timed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from opentelemetry.trace import Span
 
@@ -19,9 +19,6 @@ from .._facts.usage import MissingReason, Usage, UsageSource
 from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
 from .._lookup.recovery import Recovery
 from .._telemetry.telemetry import Record, Retrieval, Telemetry
-
-# The tail ends at its timeout. This much later `on_tail_end` is called in any case.
-_TAIL_GRACE_S: Final = 1.0
 
 MakeTarget = Callable[[str], "LookupTarget | MissingReason"]
 
@@ -74,7 +71,8 @@ class Invocation:
         "_request",
         "_services",
         "_start_ns",
-        "_tail_token",
+        "_tail",
+        "_tail_end_ns",
         "_wall_clock_offset_ns",
         "response_ref",
         "span",
@@ -91,7 +89,8 @@ class Invocation:
         self._has_document = False
         self._end_token: list[None] = [None]
         self._ended = False
-        self._tail_token: list[int] | None = None  # the end time of the call, if its tail is read
+        self._tail: Job | None = None  # settled when its tail has been read
+        self._tail_end_ns = 0
         self._pending_usage: _PendingUsage | None = None
         self._decode_error: Ending | None = None
         self._reader_failed = False
@@ -235,21 +234,17 @@ class Invocation:
         self._record_or_look_up(ending, end_ns)
 
     @_fault.catch_and_report("ending a call")
-    def on_close(self, cause: BaseException | None, *, is_readable: bool) -> float:
+    def on_close(self, cause: BaseException | None) -> None:
         """Note that the stream was closed.
 
         Args:
-            cause: The exception that led to the close: an error that the SDK raised, the cancellation of the
-                reading task, or `GeneratorExit` of a dropped stream. `None` if the application closed it.
-            is_readable: Whether the tail of the stream can be read.
-
-        Returns:
-            For how many seconds to read the tail, with `on_tail` and `on_tail_end`. 0 means not at all.
+            cause: The exception that led to the close: the cancellation of the reading task, or
+                `GeneratorExit` of a dropped stream. `None` if the application closed it.
 
         """
         if self._ended:
-            return 0.0
-        reception, config = self._reception, self._services.config
+            return
+        reception = self._reception
         if isinstance(cause, GeneratorExit):
             self.finish(reception.stream_error or self._decode_error or ABANDONED)
         elif cause is not None:
@@ -258,17 +253,8 @@ class Invocation:
             self.finish(self._decode_error)
         elif reception.is_done:
             self.on_body_end()
-        elif reception.stream_error is None and is_readable and self.needs_tail:
-            end_ns = self._end()
-            if end_ns is not None:
-                reception.begin_tail()
-                self._tail_token = [end_ns]
-                # The event loop of the application may stop without a call to `on_tail_end`.
-                self._services.recovery.run_after(config.tail_timeout + _TAIL_GRACE_S, self.on_tail_end)
-                return config.tail_timeout
         else:
             self.finish(reception.stream_error or CLOSED)
-        return 0.0
 
     @_fault.catch_and_report("looking at what had arrived")
     def on_buffered(self, pieces: Sequence[bytes]) -> None:
@@ -286,25 +272,57 @@ class Invocation:
         """Read a piece of the tail, and return whether the tail can stop."""
         return self._reception.read_tail(piece)
 
-    @_fault.catch_and_report("ending a call")
-    def on_tail_end(self) -> None:
-        """Note that reading the tail has ended. Acts only once."""
-        if self._tail_token is None:
-            return
-        try:
-            end_ns = self._tail_token.pop()  # atomic: only one thread gets it
-        except IndexError:
-            return
-        self._reception.state.source = UsageSource.TAIL
-        self._record_or_look_up(CLOSED, end_ns)
+    @property
+    def tail_s(self) -> float:
+        """For how many seconds to read the tail of the stream, if the application closes it now."""
+        if self._ended or self._reader_failed or not self._can_have_tail:
+            return 0.0
+        config = self._services.config
+        grace_s = config.grace_timeout if self._reception.state.is_output_done else 0.0
+        return max(config.tail_timeout, grace_s)
 
     @property
-    def needs_tail(self) -> bool:
-        """Whether to read the tail of the stream after the application closed it."""
+    def held_tail_s(self) -> float:
+        """The same for a tail that keeps the application's connection in use. Only if asked for."""
+        return self._services.config.tail_timeout
+
+    @property
+    def _can_have_tail(self) -> bool:
         # A background response continues without its stream, so its look-up is exact. A fetch has no usage.
-        request = self._request
+        request, reception = self._request, self._reception
         is_useful = request.streams and not request.background and request.operation is Operation.CHAT
-        return self._services.config.tail_timeout > 0 and is_useful
+        return is_useful and reception.stream_error is None and not reception.is_done
+
+    @_fault.catch_and_report("reading on")
+    def begin_tail(self, read_on: Callable[[], float | None], close: Callable[[], object]) -> None:
+        """End the call as closed, and have its tail read in the background.
+
+        Args:
+            read_on: Reads the tail with `on_tail`, and calls `on_tail_end`. Returns after how many seconds to
+                call it again.
+            close: Called once when the tail has ended, or cannot be read.
+
+        """
+        end_ns = self._end()
+        if end_ns is None:
+            close()
+            return
+        self._tail_end_ns = end_ns
+        self._reception.begin_tail()
+        self._tail = Job(self._request.server, "", 0.0, _TailListener(self, close))
+        if not self._services.recovery.begin_tail(self._tail, read_on):
+            close()
+            self._record_or_look_up(CLOSED, end_ns)
+
+    def on_tail_end(self) -> None:
+        """Note that the tail has been read. Acts only once."""
+        if self._tail is not None:
+            self._services.recovery.end_tail(self._tail)
+
+    def on_tail_result(self, *, is_cut_off: bool) -> None:
+        """Record the call with what its tail has told, or start a look-up."""
+        self._reception.state.source = UsageSource.TAIL
+        self._record_or_look_up(CLOSED, self._tail_end_ns, is_cut_off=is_cut_off)
 
     def on_garbage_collected(self, _: object = None) -> None:
         """Note that the garbage collector has found the HTTP response. Another thread ends the call.
@@ -327,7 +345,6 @@ class Invocation:
         """End the call because the process or the instrumentation ends."""
         self.on_remainder()
         self.finish(EXIT)
-        self.on_tail_end()
 
     def discard(self) -> None:
         """Forget the call in a forked child: the parent process ends it."""
@@ -349,8 +366,15 @@ class Invocation:
     def _seconds_since(self, end_ns: int) -> float:
         return (self._now_ns() - end_ns) / 1e9
 
-    def _record_or_look_up(self, ending: Ending, end_ns: int) -> None:
-        """Record the ended call, or start a look-up that leads to its record."""
+    def _record_or_look_up(self, ending: Ending, end_ns: int, *, is_cut_off: bool = False) -> None:
+        """Record the ended call, or start a look-up that leads to its record.
+
+        Args:
+            ending: How the call ended.
+            end_ns: When.
+            is_cut_off: Whether its tail was cut off because the process or the instrumentation ends.
+
+        """
         services, reception = self._services, self._reception
         services.on_end(self)
         reception.release()
@@ -363,6 +387,7 @@ class Invocation:
         else:
             reason = self._reason_for_no_look_up() or self._look_up(ending, end_ns)
             if reason is not None:
+                reason = MissingReason.SHUTDOWN if is_cut_off else reason
                 self._write(ending, end_ns, response, reason=_missing_reason(reason, response))
         self._make_target = None  # it holds the credentials
 
@@ -469,6 +494,29 @@ class Invocation:
                 retrieval=retrieval,
             ),
         )
+
+
+class _TailListener(NamedTuple):
+    """Settles the tail of a call."""
+
+    invocation: Invocation
+    close: Callable[[], object]
+
+    def on_accept(self) -> None:
+        services = self.invocation._services  # noqa: SLF001
+        services.telemetry.add_pending(self.invocation.span, 1)
+
+    def on_begin(self, job: Job) -> MissingReason:  # noqa: ARG002
+        return MissingReason.SHUTDOWN  # a tail is read, and not asked for
+
+    def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:  # noqa: ARG002
+        try:
+            self.close()
+        except Exception:
+            _fault.report("closing a stream that was read on")
+        services = self.invocation._services  # noqa: SLF001
+        services.telemetry.add_pending(self.invocation.span, -1)
+        self.invocation.on_tail_result(is_cut_off=result.reason is MissingReason.SHUTDOWN)
 
 
 def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:

@@ -54,7 +54,7 @@ class Recovery:
             How many spans waited for their usage, and a function that reports open circuits as closed.
 
         """
-        pending, lookups = len(self._waiting), self._lookups
+        pending, lookups = len(self._waiting) + len(self._tails), self._lookups
         self._reset()
         return pending, lookups.circuits.clear if lookups is not None else lambda: None
 
@@ -62,6 +62,7 @@ class Recovery:
         # Only single operations of `dict` and `deque` touch these, so no thread needs a lock.
         self._workers: dict[None, Workers] = {}
         self._waiting: dict[Job, None] = {}  # without a result
+        self._tails: dict[Job, None] = {}  # tails that are being read
         self._by_response: dict[tuple[Server, str], Job] = {}
         self._callbacks: deque[Callable[[], None]] = deque()
         self._running: dict[object, int] = {}  # callbacks that run now, and on which thread
@@ -89,11 +90,36 @@ class Recovery:
             self._finish(job, LookupResult(None, MissingReason.SHUTDOWN))
         return None
 
-    def run_after(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Run a callback at a later time, on a thread of the look-ups."""
-        workers = self._get_workers()
-        workers.put(callback, seconds)
-        workers.start()
+    def begin_tail(self, tail: Job, read_on: Callable[[], float | None]) -> bool:
+        """Have the tail of a stream read, and return whether that is possible.
+
+        `drain` waits for it as for a look-up. It ends with `end_tail`.
+
+        Args:
+            tail: The job to settle when the tail has ended.
+            read_on: Runs on a thread of the look-ups. Returns after how many seconds to run it again.
+
+        """
+        if self._closed or len(self._waiting) + len(self._tails) >= self._config.max_pending:
+            return False
+        tail.listener.on_accept()
+        self._tails[tail] = None
+        try:
+            workers = self._get_workers()
+            workers.put(read_on)
+            workers.start()
+        except Exception:  # whatever is missing, the span of the call must end
+            _fault.report("reading on")
+            self.end_tail(tail)
+        if self._closed:  # `stop` may have missed this tail
+            self.end_tail(tail, MissingReason.SHUTDOWN)
+        return True
+
+    def end_tail(self, tail: Job, reason: MissingReason | None = None) -> None:
+        """Settle a tail. Its call is recorded or looked up. Acts only once."""
+        tail.finish(LookupResult(None, reason), UsageSource.TAIL)
+        self._tails.pop(tail, None)  # after the look-up has begun, for which `drain` waits, too
+        self._get_workers().progress.send()
 
     def run_later(self, callback: Callable[[], None]) -> None:
         """Run a callback soon, on another thread. Takes no lock, so a garbage collector may call it."""
@@ -134,10 +160,17 @@ class Recovery:
         return self._wait(timeout_s, includes_background=includes_background)
 
     def drain(self, timeout_s: float) -> None:
-        """Wait until every job has a result, at most so long. Then the others get the result `shutdown`."""
+        """Wait until every job has a result, at most so long. Then the others get the result `shutdown`.
+
+        A tail that needs more than half of the time is cut off, so that its usage can be looked up.
+        """
         try:
             self._run_callbacks()  # not left to the threads: all of them may be waiting for a server
-            self._wait(timeout_s)
+            began = time.monotonic()
+            if self._tails:
+                self._wait(timeout_s / 2, for_tails=True)
+                self._cut_tails()
+            self._wait(timeout_s - (time.monotonic() - began))
         finally:  # also if Ctrl-C ends the wait
             self._give_up()
 
@@ -158,13 +191,11 @@ class Recovery:
             self._give_up()
             self._run_callbacks()
 
-    def _wait(self, timeout_s: float, *, includes_background: bool = True) -> bool:
+    def _wait(self, timeout_s: float, *, includes_background: bool = True, for_tails: bool = False) -> bool:
         deadline = time.monotonic() + timeout_s
         workers = self._get_workers()
         waited_s = 0.0  # counted as well as measured: tests freeze the clock
-        while self._runs_elsewhere() or any(
-            includes_background or not job.is_background for job in list(self._waiting)
-        ):
+        while self._tails or (not for_tails and self._is_busy(includes_background)):
             left_s = min(deadline - time.monotonic(), timeout_s - waited_s)
             # On a thread of the look-ups a span processor may flush or shut down, in the midst of a job.
             if left_s <= 0 or workers.includes_this_thread:
@@ -175,12 +206,21 @@ class Recovery:
                 waited_s += wait_s
         return True
 
+    def _is_busy(self, includes_background: bool) -> bool:
+        jobs = list(self._waiting)
+        return self._runs_elsewhere() or any(includes_background or not job.is_background for job in jobs)
+
     def _runs_elsewhere(self) -> bool:
         """Whether another thread runs a callback."""
         this = threading.get_ident()
         return any(thread != this for thread in list(self._running.values()))
 
+    def _cut_tails(self) -> None:
+        for tail in list(self._tails):
+            self.end_tail(tail, MissingReason.SHUTDOWN)
+
     def _give_up(self) -> None:
+        self._cut_tails()
         for job in list(self._waiting):
             self._finish(job, LookupResult(None, MissingReason.SHUTDOWN))
 

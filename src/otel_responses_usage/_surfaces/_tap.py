@@ -12,8 +12,8 @@ from typing import Any, Final
 from .. import _fault
 from .._answer.reception import read_nothing
 from .._call.invocation import Invocation
-from ._buffered import buffered_pieces
-from ._tail import read_tail_in_task, read_tail_in_thread
+from ._tail import Tail, end_after, read_tail_in_task
+from ._unread import UnreadBody, unread_body
 
 # If an exception starts in one of these modules, reading the stream raised it, not the application.
 _SDK_STREAM_MODULES: Final = frozenset({"openai._streaming"})
@@ -35,7 +35,7 @@ def tap(response: Any, invocation: Invocation) -> None:
     stream = response.stream
     for base in type(stream).__mro__:
         if base.__name__ in _TAPS:
-            response.stream = _tap_class(base)(stream, invocation, _decoder(response), _socket(response))
+            response.stream = _tap_class(base)(stream, invocation, _decoder(response))
             # This callback runs before the garbage collector closes the generators that read the body.
             # Their close would look like a close by the application.
             invocation.response_ref = weakref.ref(response, invocation.on_garbage_collected)
@@ -51,29 +51,27 @@ class _Tap:
         "_decoder",
         "_generator",
         "_invocation",
-        "_socket",
         "_source",
         "_stream",
         "_tail",
     )
 
     _drop_modules = _STREAM_MODULES
+    _can_use_task = False  # whether a task of the application's event loop can read the tail
 
     def __init__(
         self,
         stream: Any,
         invocation: Invocation,
         decoder: Any,
-        connection: Any,
     ) -> None:
         self._stream = stream
         self._invocation = invocation
         self._decoder = decoder  # `None` if the body is not compressed
-        self._socket = connection  # the socket, if no other request uses it
         self._source: Any = None  # the iterator that provides the bytes
         self._generator: Any = None  # the generator that passes them on
         self._closed_during_read = False
-        self._tail: object = None  # the thread or task that reads the tail
+        self._tail: object = None  # what reads the tail
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # also if `_stream` is not set yet, as in a copy
@@ -122,7 +120,7 @@ class _Tap:
         self._invocation.on_read_error(error, closed=self._closed_during_read)
 
     def _on_close(self, *, is_reading: bool) -> float:
-        """Report a close. Returns for how many seconds to read the tail."""
+        """Report a close. Returns for how many seconds a task is to read the tail before the close."""
         if is_reading:
             # The current read reports how the stream ended. A failing transport closes the stream first, and
             # then the read raises.
@@ -135,27 +133,44 @@ class _Tap:
             return 0.0
         cause = _cause_of_close(self._drop_modules, invocation.response)
         if isinstance(cause, Exception):
-            invocation.on_reader_error(cause, self._unread())
+            body = unread_body(self._stream)
+            invocation.on_reader_error(cause, self._read_unread(body))
+            body.close()
             return 0.0
         invocation.on_remainder()
         if invocation.ended:
             return 0.0
-        # A decoder must receive each byte once. Bytes of the tail are decoded later.
-        if self._source is not None and (self._decoder is None or not invocation.needs_tail):
-            invocation.on_buffered(self._unread())
-        return invocation.on_close(cause, is_readable=self._source is not None) or 0.0
+        tail_s = invocation.tail_s if cause is None else 0.0
+        task_s = invocation.held_tail_s if tail_s and self._can_use_task and self._source is not None else 0.0
+        body = unread_body(self._stream)
+        pieces: list[bytes] = []
+        # A decoder must receive each byte once, and the task reads these bytes again.
+        if self._decoder is None or body.can_continue or not task_s:
+            pieces = self._read_unread(body, any_content=bool(tail_s))
+            invocation.on_buffered(pieces)
+        if not invocation.ended and tail_s and body.keep():
+            tail = Tail(body, pieces, self._decoded, invocation, tail_s)
+            self._tail = tail
+            invocation.begin_tail(tail.read_on, tail.close)
+            return 0.0
+        body.close()
+        if task_s and not invocation.ended:
+            return task_s
+        invocation.on_close(cause)
+        return 0.0
 
-    def _unread(self) -> list[bytes]:
-        """Return the decoded pieces that have arrived and that nobody has read."""
-        if self._source is None:
+    def _read_unread(self, body: UnreadBody, *, any_content: bool = False) -> list[bytes]:
+        """Return the decoded pieces that have arrived and that the application has not read."""
+        any_content = any_content or self._decoder is not None
+        try:
+            pieces = body.read(any_content=any_content)
+            return [plain for piece in pieces for plain in self._decoded(piece)]
+        except Exception:
+            _fault.report("looking at what had arrived")
             return []
-        return [plain for piece in buffered_pieces(self._stream) for plain in self._decoded(piece)]
 
     def _raise_closed(self) -> None:
-        """Raise the error of a closed connection.
-
-        The connection is still open, because its tail is being read.
-        """
+        """Raise the error of a closed connection: its tail is being read."""
         library = sys.modules[type(self._stream).__module__.partition(".")[0]]
         raise library.ReadError("[Errno 9] Bad file descriptor")
 
@@ -199,19 +214,14 @@ class _SyncTap(_Tap):
         invocation.on_body_end()
 
     def close(self) -> None:
-        tail_s = self._on_close(is_reading=self._generator is not None and self._generator.gi_running)
-        if tail_s:
-            self._tail = read_tail_in_thread(
-                self._source, self._stream.close, self._decoded, self._invocation, tail_s, self._socket
-            )
-        if self._tail is None:
-            if tail_s:
-                self._invocation.on_tail_end()
-            self._stream.close()
+        self._on_close(is_reading=self._generator is not None and self._generator.gi_running)
+        self._stream.close()
 
 
 class _AsyncTap(_Tap):
     __slots__ = ()
+
+    _can_use_task = True
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         self._generator = self._read()
@@ -249,15 +259,16 @@ class _AsyncTap(_Tap):
         invocation.on_body_end()
 
     async def aclose(self) -> None:
-        tail_s = self._on_close(is_reading=self._generator is not None and self._generator.ag_running)
-        if tail_s:
-            self._tail = read_tail_in_task(
-                self._source, self._stream.aclose, self._decoded, self._invocation, tail_s
-            )
-        if self._tail is None:
-            if tail_s:
-                self._invocation.on_tail_end()
-            await self._stream.aclose()
+        task_s = self._on_close(is_reading=self._generator is not None and self._generator.ag_running)
+        if task_s:
+            invocation = self._invocation
+            task = read_tail_in_task(self._source, self._stream.aclose, self._decoded, invocation, task_s)
+            if task is not None:
+                self._tail = task
+                invocation.begin_tail(end_after(invocation, task_s), task.cancel)
+                return
+            invocation.on_close(None)
+        await self._stream.aclose()
 
 
 _TAPS: Final = {"SyncByteStream": _SyncTap, "AsyncByteStream": _AsyncTap}
@@ -313,17 +324,6 @@ def _decoder(response: Any) -> Any:
 def _parts(plain: Any) -> Iterator[bytes]:
     """Yield what a decoder returned: bytes, or an iterator of bytes in newer releases."""
     return iter((plain,)) if isinstance(plain, bytes) else iter(plain)
-
-
-def _socket(response: Any) -> Any:
-    network_stream = response.extensions.get("network_stream")
-    if network_stream is None or response.http_version == "HTTP/2":
-        return None
-    try:
-        return network_stream.get_extra_info("socket")
-    except Exception:
-        _fault.report("looking for a connection")
-        return None
 
 
 def _cause_of_close(drop_modules: frozenset[str], response: Any) -> BaseException | None:
