@@ -18,6 +18,7 @@ from conftest import Instrument, Serve
 from embedded.http_server import Hold, Pause, Reply, ScriptedServer, SeenRequest, Send, Step, Wait, frame
 from embedded.responses_api import error
 from observed import Observed, eventually, token_attributes, usage_attributes
+from otel_responses_usage._answer.state import AnswerState
 from otel_responses_usage._surfaces import _tail
 from test_endings import ANSWER, ASKED, encoded, faults, pause, runtimes, take, told
 from test_matrix import ASYNCIO, Runtime
@@ -237,6 +238,32 @@ def test_nobody_waits_for_a_connection_that_is_read_on(
     outcomes = sorted(told(span)["outcome"] for span in observed.spans(2))
     assert outcomes == ["closed", "completed"]
     drain_late(observed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_done"),
+    [
+        ("response.output_text.done", True),
+        ("response.content_part.done", True),
+        ("response.output_item.done", True),
+        ("response.refusal.done", True),
+        ("response.function_call_arguments.done", True),
+        ("response.custom_tool_call_input.done", True),
+        ("response.output_text.delta", False),
+        ("response.output_item.added", False),
+        ("response.reasoning_text.done", False),
+        ("response.reasoning_summary_part.done", False),
+        ("response.mcp_call_arguments.done", False),
+        ("response.code_interpreter_call_code.done", False),
+        (None, False),
+    ],
+)
+def test_the_events_after_which_the_terminal_event_is_due(kind: str | None, is_done: bool) -> None:
+    """The model has finished its output, as a rule. After reasoning and hosted tools more output follows."""
+    state = AnswerState()
+    state.on_event("response.output_text.done", None)
+    state.on_event(kind, None)
+    assert state.is_output_done is is_done
 
 
 # Other transports

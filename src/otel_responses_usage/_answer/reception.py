@@ -88,8 +88,10 @@ class Reception:
 
     def contains_end(self, pieces: Sequence[bytes]) -> bool:
         """Whether the response would end with these pieces. A copy of the reader reads them."""
+        if not pieces:
+            return False
         reader, state = copy.deepcopy((self._reader, self.state))
-        return bool(pieces) and _read_all(reader or body_reader(pieces[0], state), state, pieces)
+        return _read_all(reader or body_reader(pieces[0], state), state, pieces)
 
     def begin_tail(self) -> None:
         """Stop counting events: the call has ended, and all further pieces are its tail."""

@@ -26,7 +26,7 @@ _PARSER_ATTRIBUTES: Final = (
 _MAX_DEPTH: Final = 8
 
 # The bytes are parsed only if they contain one of these.
-_TERMINAL_TYPES: Final = (b"response.completed", b"response.incomplete", b"response.failed")
+_END_MARKS: Final = (b"response.completed", b"response.incomplete", b"response.failed", b'"usage"')
 
 
 class UnreadBody:
@@ -86,7 +86,7 @@ class _Http11Body(UnreadBody):
             self._received += self._wire.read()
             self.ended = self._wire.ended
         unread = self._received if self._is_copied else bytes(self._parser.trailing_data[0]) + self._received
-        if not unread or not (any_content or any(event_type in unread for event_type in _TERMINAL_TYPES)):
+        if not unread or not (any_content or any(mark in unread for mark in _END_MARKS)):
             return
         self._copy_parser()
         if self._received:
