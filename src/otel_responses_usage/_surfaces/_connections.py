@@ -16,12 +16,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 # An idle connection is kept for so long; servers close theirs after 5 s and more.
 _KEEP_S: Final = 5.0
 _MOST_IDLE: Final = 32
 _MOST_INTERIM: Final = 8
+_BUFFER: Final = 65_536
 # What the server has closed in the meantime, it closed without an answer.
 _CLOSED_MEANWHILE: Final = (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError)
 
@@ -140,12 +142,14 @@ class _Connection:
 
     def ask(self, request: bytes, deadline: float, largest_body: int) -> tuple[Reply, bool]:
         """Send a request; return the answer, and whether the connection can be used again."""
-        answer = _Incoming(self._socket, deadline)
-        self._socket.settimeout(answer.left_s())
+        incoming = _Incoming(self._socket, deadline)
+        file = io.BufferedReader(incoming, _BUFFER)
+        source: Any = SimpleNamespace(makefile=lambda _: file)  # all that is asked of a socket
+        self._socket.settimeout(incoming.left_s())
         self._socket.sendall(request)
         interim = []
         while True:
-            response = http.client.HTTPResponse(answer, method="GET")  # type: ignore[arg-type]
+            response = http.client.HTTPResponse(source, method="GET")
             response.begin()
             if response.status >= 200:
                 break
@@ -168,16 +172,12 @@ class _Connection:
 
 
 class _Incoming(io.RawIOBase):
-    """What arrives on a socket until a deadline, for `http.client`, which asks a socket for a file."""
+    """The bytes that arrive on a socket until a deadline."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._socket = sock
         self._deadline = deadline
-        self._file = io.BufferedReader(self, 65_536)
         self._has_read = False
-
-    def makefile(self, mode: str) -> Any:  # noqa: ARG002  # the signature of a socket's
-        return self._file
 
     def readable(self) -> bool:
         return True
@@ -209,7 +209,11 @@ def _connect(destination: Destination, timeout_s: float) -> socket.socket:
             sock.connect(uds)
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock if ssl_context is None else ssl_context.wrap_socket(sock, server_hostname=host)
+        if ssl_context is None:
+            return sock
+        # As the HTTP library does at each connection: another client may use this context for HTTP/2.
+        ssl_context.set_alpn_protocols(["http/1.1"])
+        return ssl_context.wrap_socket(sock, server_hostname=host)
     except BaseException:
         sock.close()
         raise
