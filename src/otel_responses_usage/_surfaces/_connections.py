@@ -162,9 +162,15 @@ class _Connection:
         return reply, is_whole and not response.will_close
 
     def interrupt(self) -> None:
-        """Wake the thread that reads. Not by the `shutdown` of TLS, which would disturb that thread."""
-        with contextlib.suppress(OSError, TypeError):
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        """Wake the thread that reads."""
+        # The `shutdown` of a TLS socket also drops its TLS state, which that thread is using. The sockets of
+        # eventlet have no such method in their class.
+        shutdown = getattr(socket.socket, "shutdown", None)
+        with contextlib.suppress(Exception):
+            if shutdown is None:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            else:
+                shutdown(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
