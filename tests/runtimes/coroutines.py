@@ -81,10 +81,10 @@ def run(runtime: str) -> None:
     elif runtime == "nest_asyncio":
         import nest_asyncio as library
 
-        library.apply()
-
         async def cell() -> None:
-            asyncio.run(main())  # as in a notebook, whose own loop is running
+            """Run the application in a notebook, whose own event loop is running."""
+            library.apply()
+            asyncio.run(main())
 
         asyncio.run(cell())
     else:
