@@ -20,7 +20,7 @@ from otel_responses_usage import ResponsesUsageInstrumentor
 HTTP = sys.modules.get("httpx2") or sys.modules["httpx"]
 CUT = (openai.APIConnectionError, HTTP.TransportError)
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Ended(SpanProcessor):
