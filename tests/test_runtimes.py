@@ -217,7 +217,7 @@ def has(module: str) -> pytest.MarkDecorator:
 # httpcore imports trio if it is installed.
 PATCHES = {
     "gevent": "from gevent import monkey; monkey.patch_all()",
-    "eventlet": 'import eventlet; eventlet.monkey_patch(); import sys; sys.modules["trio"] = None',
+    "eventlet": 'import sys; sys.modules["trio"] = None; import eventlet; eventlet.monkey_patch()',
 }
 CALLS = ("cut", "closed", "abandoned", "timed out")
 AT_THE_END = {"cut at the end": CUT | KNOWN, "hanging at the end": CUT | {"missing": "shutdown"}}
