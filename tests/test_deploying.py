@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from embedded.http_server import Hold, Pause, Reply, ScriptedServer, SeenRequest
 from embedded.otlp_receiver import OtlpReceiver
 from embedded.responses_api import Plan, ResponsesAPI
 from observed import eventually
-from otel_responses_usage import Config
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ROOT / "examples" / "deploying"
@@ -330,19 +329,7 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        "whole",
-        pytest.param(
-            "closed",
-            marks=pytest.mark.xfail(
-                "flush_timeout" not in {field.name for field in fields(Config)},
-                reason="force_flush() does not wait for pending look-ups yet",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("question", ["whole", "closed"])
 def test_a_frozen_function_has_exported_its_call(question: str, tmp_path: Path) -> None:
     """A process that is frozen as soon as its handler has returned has exported the call by then."""
     patience = {"OTEL_RESPONSES_USAGE_FLUSH_TIMEOUT": "5"}  # the default is short on a busy machine
