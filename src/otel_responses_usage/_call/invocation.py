@@ -310,7 +310,9 @@ class Invocation:
         reception.release()
         response = reception.state.response
         if self._request.operation is Operation.FETCH_RESPONSE:
-            services.recovery.observe(self._request.server, response)
+            # The answer may show the response under another id.
+            shown = response._replace(id=self._request.response_id)
+            services.recovery.observe(self._request.server, shown)
             self._write(ending, end_ns, response)
         elif response.usage is not None:
             self._write(ending, end_ns, response, usage=response.usage, source=reception.state.source)

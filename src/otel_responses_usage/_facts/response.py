@@ -76,6 +76,15 @@ class Response(NamedTuple):
         return Response._make(new or old for new, old in zip(newer, self, strict=True))
 
 
+def is_response_object(document: Mapping[str, Any]) -> bool:
+    """Return whether a decoded JSON object is a response, and not an error, a list or another object."""
+    kind = document.get("object")
+    if kind is not None:
+        return bool(kind == "response")
+    # Some servers leave out the kind.
+    return isinstance(document.get("id"), str) and bool(document.keys() & {"status", "usage", "output"})
+
+
 def error_code(error: object) -> str | None:
     """Return the `code` of an error object of the API, or else its `type`, or `None` if it has neither."""
     if not isinstance(error, dict):
