@@ -18,7 +18,8 @@ from .job import Endpoint, Job, LookupRequest, LookupResult
 from .retrieval import Answer, Attempt, DeadlinePassed, Failure, RetrievalPolicy, Wait, retrieval_flow
 
 _SHORTEST_TIMEOUT_S: Final = 0.01
-# The one request at an endpoint whose responses never end is sent so long before the end of the time limit.
+# Where responses never end, a look-up sends one request. It is sent so long before the end of its time limit,
+# or, if that is less, this share of the time limit before its end. So a response that takes long is found.
 _LAST_REQUEST_S: Final = 5.0
 _LAST_REQUEST_SHARE: Final = 0.1
 
@@ -27,7 +28,7 @@ class Retriever(Protocol):
     """Sends the requests. Any thread may call any method at any time."""
 
     def get(self, target: Any, timeout_s: float) -> Answer:
-        """Ask once for a response. Never raises for what a server or a network can do."""
+        """Send one request. Errors of the server and the network are part of the answer."""
         ...
 
     def close(self) -> None:
