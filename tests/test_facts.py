@@ -230,13 +230,13 @@ def test_an_error_is_named_by_its_code_and_never_by_its_message(error: object, c
         (Outcome.ERROR, True),
         (Outcome.CUT, True),
         (Outcome.TRUNCATED, True),
-        (Outcome.CANCELLED, True),
+        (Outcome.CANCELLED, False),
         (Outcome.ABANDONED, True),
         (Outcome.EXIT, True),
     ],
 )
 def test_only_a_call_that_went_wrong_is_an_error(outcome: Outcome, is_error: bool) -> None:
-    """An answer out of tokens and a stream that the application closed are no errors."""
+    """An answer out of tokens is no error. A stream that the application closed or cancelled is no error."""
     assert Ending(outcome).is_error is is_error
 
 

@@ -12,7 +12,7 @@ from opentelemetry.trace import Span
 from .. import _fault
 from .._answer.reception import Reception
 from .._config import Config
-from .._facts.outcome import ABANDONED, CLOSED, EXIT, TRUNCATED, Ending, Outcome, ending_of
+from .._facts.outcome import ABANDONED, CANCELLED, CLOSED, EXIT, TRUNCATED, Ending, Outcome, ending_of
 from .._facts.request import Operation, ResponsesRequest
 from .._facts.response import Response, error_code
 from .._facts.usage import MissingReason, Usage, UsageSource
@@ -185,7 +185,7 @@ class Invocation:
         if self._reception.is_done:
             self.on_body_end()  # all events are read: the SDK reads on only to reuse the connection
         elif not isinstance(error, Exception):
-            self.finish(Ending(Outcome.CANCELLED, type(error).__name__))
+            self.finish(CANCELLED)
         else:
             ending = CLOSED if closed else Ending(Outcome.CUT, type(error).__name__)
             self.finish(self._reception.stream_error or ending)
@@ -432,10 +432,9 @@ def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:
 
 
 def _ending_of_error(error: BaseException) -> Ending:
-    name = type(error).__name__
     if not isinstance(error, Exception):
-        return Ending(Outcome.CANCELLED, name)
+        return CANCELLED
     # Only SDK exceptions have the error code of the API. Other exceptions may use `code` for anything.
     is_of_api = any(cls.__name__ == "APIError" for cls in type(error).__mro__)
     code = error_code({"code": getattr(error, "code", None)}) if is_of_api else None
-    return Ending(Outcome.ERROR, code or name)
+    return Ending(Outcome.ERROR, code or type(error).__name__)

@@ -23,7 +23,8 @@ class Outcome(str, Enum):
     EXIT = "exit"
 
 
-_NOT_ERRORS: Final = frozenset({Outcome.COMPLETED, Outcome.INCOMPLETE, Outcome.CLOSED})
+# The application itself closes a stream or cancels the task that reads it.
+_NOT_ERRORS: Final = frozenset({Outcome.COMPLETED, Outcome.INCOMPLETE, Outcome.CLOSED, Outcome.CANCELLED})
 
 _FINISH_REASONS: Final = {"max_output_tokens": "length", "max_tokens": "length"}
 
@@ -52,6 +53,7 @@ class Ending(NamedTuple):
 
 TRUNCATED: Final = Ending(Outcome.TRUNCATED, "stream_truncated")
 CLOSED: Final = Ending(Outcome.CLOSED)
+CANCELLED: Final = Ending(Outcome.CANCELLED)
 ABANDONED: Final = Ending(Outcome.ABANDONED, "stream_abandoned")
 EXIT: Final = Ending(Outcome.EXIT, "process_exit")
 
