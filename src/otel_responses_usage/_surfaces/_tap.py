@@ -18,6 +18,8 @@ from ._tail import read_tail_in_task, read_tail_in_thread
 # If an exception starts in one of these modules, reading the stream raised it, not the application.
 _SDK_STREAM_MODULES: Final = frozenset({"openai._streaming"})
 _STREAM_MODULES: Final = frozenset({*_SDK_STREAM_MODULES, "httpx._models", "httpx2._models"})
+# The helper behind `responses.stream()` raises on events that it cannot accumulate.
+_SDK_HELPER_MODULES: Final = "openai.lib.streaming."
 
 # Streams of the HTTP library that only measure the time, and the method that reads each of them.
 _WRAPPER_STREAMS: Final = {"BoundSyncStream": "__iter__", "BoundAsyncStream": "__aiter__"}
@@ -113,7 +115,7 @@ class _Tap:
         # A decoder must receive each byte once. Bytes of the tail are decoded later.
         if self._source is not None and (self._decode is None or not invocation.needs_tail):
             invocation.on_buffered([self._decoded(piece) for piece in buffered_pieces(self._stream)])
-        cause, is_readable = _cause_of_close(self._drop_modules), self._source is not None
+        cause, is_readable = _cause_of_close(self._drop_modules, self), self._source is not None
         return invocation.on_close(cause, is_readable=is_readable) or 0.0
 
     def _raise_closed(self) -> None:
@@ -270,7 +272,7 @@ def _socket(response: Any) -> Any:
         return None
 
 
-def _cause_of_close(drop_modules: frozenset[str]) -> BaseException | None:
+def _cause_of_close(drop_modules: frozenset[str], tap: _Tap) -> BaseException | None:
     """Return the exception that led to this close, or `None` if the application closed the stream.
 
     `finally: response.close()` runs while an exception propagates. This is `GeneratorExit` for a dropped
@@ -279,6 +281,7 @@ def _cause_of_close(drop_modules: frozenset[str]) -> BaseException | None:
 
     Args:
         drop_modules: The modules whose generators receive `GeneratorExit` when a stream is dropped.
+        tap: The tap that is closed.
 
     """
     error = sys.exc_info()[1]
@@ -289,4 +292,20 @@ def _cause_of_close(drop_modules: frozenset[str]) -> BaseException | None:
         return error
     reader = traceback.tb_frame.f_globals.get("__name__")
     modules = drop_modules if isinstance(error, GeneratorExit) else _STREAM_MODULES
-    return error if reader in modules else None
+    return error if reader in modules or _is_raised_by_helper(error, tap) else None
+
+
+def _is_raised_by_helper(error: BaseException | None, tap: _Tap) -> bool:
+    """Whether an error was raised while the SDK's helper read this stream.
+
+    The helper does not close the stream. The `with` block of the application does, so the traceback starts in
+    a frame of the application.
+    """
+    traceback = error.__traceback__ if isinstance(error, Exception) else None
+    while traceback is not None:
+        frame, traceback = traceback.tb_frame, traceback.tb_next
+        if str(frame.f_globals.get("__name__")).startswith(_SDK_HELPER_MODULES):
+            response = getattr(frame.f_locals.get("self"), "_response", None)
+            if getattr(response, "stream", None) is tap:
+                return True
+    return False
