@@ -77,6 +77,7 @@ AT_ONCE: dict[str, tuple[Answer, Usage | MissingReason]] = {
     "failed, charged": (ok("failed", BILLED), BILLED),
     "cancelled, charged": (ok("cancelled", BILLED), BILLED),
     "no status, with usage": (ok(None, BILLED), BILLED),
+    "a status of the future, with usage": (ok("finished", BILLED), BILLED),
     "zero tokens": (ok("completed", Usage(0, 0)), Usage(0, 0)),
     "completed without usage": (ok("completed"), MissingReason.NO_USAGE),
     "incomplete without usage": (ok("incomplete"), MissingReason.NO_USAGE),
@@ -100,6 +101,29 @@ def test_an_answer_that_settles_it_is_the_last(name: str) -> None:
     run = Run([answer, *[DONE] * 3])
     assert run.steps == [Attempt(POLICY.attempt_timeout_s)]
     assert (run.result.usage or run.result.reason) == outcome
+
+
+# A final response without usage is asked for once.
+LAST_IN_ANY_CASE = {
+    "in progress": (ok("in_progress"), MissingReason.TIMEOUT),
+    "not found": (http(404), MissingReason.NOT_FOUND),
+    "busy": (http(503), MissingReason.TIMEOUT),
+    "no connection": (UNREACHABLE, MissingReason.TRANSPORT_ERROR),
+    "no answer": (SILENT, MissingReason.TIMEOUT),
+    "cancelled": (ok("cancelled"), MissingReason.NO_USAGE),
+    "charged": (DONE, None),
+}
+
+
+@pytest.mark.parametrize("name", LAST_IN_ANY_CASE)
+def test_a_look_up_that_asks_once_sends_one_request(name: str) -> None:
+    """Whatever the answer is, no other request follows."""
+    answer, reason = LAST_IN_ANY_CASE[name]
+    flow = retrieval_flow(ID, POLICY, asks_once=True)
+    assert isinstance(next(flow), Attempt)
+    with pytest.raises(StopIteration) as end:
+        flow.send(answer)
+    assert end.value.value.reason == reason
 
 
 ASKED_AGAIN: dict[str, Answer] = {

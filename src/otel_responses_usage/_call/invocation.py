@@ -23,6 +23,9 @@ from .._telemetry.telemetry import Record, Retrieval, Telemetry
 # The tail ends at its timeout. This much later `on_tail_end` is called in any case.
 _TAIL_GRACE_S: Final = 1.0
 
+# How a call ends that does not stream and whose answer has no content.
+_EMPTY: Final = Ending(Outcome.ERROR, "empty_response")
+
 MakeTarget = Callable[[str], "LookupTarget | MissingReason"]
 
 
@@ -146,6 +149,7 @@ class Invocation:
     @_fault.catch_and_report("reading an answer")
     def on_document(self, content: bytes) -> None:
         """Read a complete body. The call ends later, in `on_return`."""
+        self._reception.stop_timing()
         self.on_piece(content)
         self.on_remainder()
         self._reception.finish_document()
@@ -171,7 +175,8 @@ class Invocation:
             return
         reception = self._reception
         reception.finish_document()
-        self.finish(reception.ending or reception.stream_error or TRUNCATED)
+        is_empty = reception.is_empty and not self._request.streams
+        self.finish(reception.ending or reception.stream_error or (_EMPTY if is_empty else TRUNCATED))
 
     @_fault.catch_and_report("ending a call")
     def on_read_error(self, error: BaseException, *, closed: bool) -> None:
@@ -331,19 +336,34 @@ class Invocation:
 
     def _reason_for_no_look_up(self) -> MissingReason | None:
         """Return why the usage cannot be looked up, or `None` if it can."""
-        if self._reception.state.response.id is None or self._make_target is None:
+        response = self._reception.state.response
+        if response.id is None or self._make_target is None:
             return MissingReason.NO_RESPONSE_ID
-        if not self._request.stored:
+        # A background response is stored for some ten minutes in any case.
+        if (response.is_not_stored or not self._request.stored) and not self._is_background:
             return MissingReason.NOT_STORED
         return None if self._services.config.retrieval else MissingReason.DISABLED
 
+    @property
+    def _is_background(self) -> bool:
+        """Whether the response runs in the background: by the request or by its own account."""
+        return self._request.background or self._reception.state.response.is_background
+
     def _look_up(self, ending: Ending, end_ns: int) -> MissingReason | None:
         """Start a look-up. Returns the missing reason if none can be started."""
-        config, request = self._services.config, self._request
-        timeout_s = config.background_timeout if request.background else config.retrieval_timeout
+        config, response = self._services.config, self._reception.state.response
+        timeout_s = config.background_timeout if self._is_background else config.retrieval_timeout
         self._pending_usage = _PendingUsage(ending, end_ns, self._make_target)
-        response_id = str(self._reception.state.response.id)
-        job = Job(request.server, response_id, timeout_s, self, is_background=request.background)
+        # A final response with null usage rarely gets one later. Only a cancelled one may be charged later.
+        asks_once = response.is_terminal and response.status != "cancelled"
+        job = Job(
+            self._request.server,
+            str(response.id),
+            timeout_s,
+            self,
+            is_background=self._is_background,
+            asks_once=asks_once,
+        )
         refusal = self._services.recovery.submit(job)
         if refusal is not None:
             self._pending_usage = None
@@ -367,7 +387,7 @@ class Invocation:
         self._pending_usage = pending._replace(make_target=None, has_no_target=has_no_target)
         if isinstance(target, MissingReason):
             return target
-        endpoint = Endpoint(server.address or "", server.port, self._request.background, target.tenant)
+        endpoint = Endpoint(server.address or "", server.port, self._is_background, target.tenant)
         return LookupRequest(endpoint, target)
 
     def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:

@@ -74,11 +74,21 @@ class Job:
         timeout_s: The time limit. Time before the first request does not count.
         listener: The call that gets the result.
         is_background: Whether the response may take minutes.
+        asks_once: Whether to send one request only. Its failure says nothing about the server.
         attempts: Requests made so far.
 
     """
 
-    __slots__ = ("_open", "attempts", "is_background", "listener", "response_id", "server", "timeout_s")
+    __slots__ = (
+        "_open",
+        "asks_once",
+        "attempts",
+        "is_background",
+        "listener",
+        "response_id",
+        "server",
+        "timeout_s",
+    )
 
     def __init__(
         self,
@@ -88,12 +98,14 @@ class Job:
         listener: LookupListener,
         *,
         is_background: bool = False,
+        asks_once: bool = False,
     ) -> None:
         self.server = server
         self.response_id = response_id
         self.timeout_s = timeout_s
         self.listener = listener
         self.is_background = is_background
+        self.asks_once = asks_once
         self.attempts = 0
         self._open: list[None] = [None]
 

@@ -94,7 +94,7 @@ class LookUp:
     """
 
     __slots__ = (
-        "_asks_once",
+        "_asks_late",
         "_attempt",
         "_flow",
         "_is_judged",
@@ -113,9 +113,9 @@ class LookUp:
         self._request = request
         # Only requests and the pauses between them count. Other delays are not caused by the server.
         self._left_s = job.timeout_s
-        self._flow = retrieval_flow(job.response_id, lookups.policy)
+        self._flow = retrieval_flow(job.response_id, lookups.policy, asks_once=job.asks_once)
         self._attempt: Attempt | None = None  # the next request, not sent yet
-        self._asks_once: bool | None = None  # decided before the first request
+        self._asks_late: bool | None = None  # decided before the first request
         self._is_judged = False  # whether the circuit breaker learns of the result
         self.has_seen = False
         self.has_slot = False
@@ -145,9 +145,9 @@ class LookUp:
 
     def _advance(self) -> float | None:
         circuits, endpoint = self._lookups.circuits, self._request.endpoint
-        if self._asks_once is None:
-            self._asks_once = circuits.never_ends(endpoint)
-            if self._asks_once:
+        if self._asks_late is None:
+            self._asks_late = circuits.never_ends(endpoint)
+            if self._asks_late:
                 return self._spend(self._left_s - min(_LAST_REQUEST_S, self._left_s * _LAST_REQUEST_SHARE))
         attempt = self._attempt = self._attempt or self._next_attempt()
         admission = circuits.admit(endpoint, self)
@@ -163,7 +163,7 @@ class LookUp:
         assert isinstance(pause, Wait)  # noqa: S101  # after each answer
         if pause.time_limit_s is not None:
             self._left_s = min(self._left_s, pause.time_limit_s)
-        if self._asks_once and self.has_seen:
+        if self._asks_late and self.has_seen:
             self._left_s = 0.0
         return self._spend(pause.seconds)
 
@@ -202,6 +202,7 @@ class LookUp:
         if answer.failure is Failure.RESOURCES:
             self._is_judged = False
         else:
+            self._is_judged = not job.asks_once
             circuits.learn_connection(endpoint, is_refused=answer.failure is Failure.UNREACHABLE)
         if answer.status == 200 and answer.response is not None:
             self.has_seen = True

@@ -94,12 +94,12 @@ _INTERNAL_ERROR: Final = 500
 _NOT_IMPLEMENTED: Final = 501
 
 
-def retrieval_flow(response_id: str, policy: RetrievalPolicy) -> RetrievalFlow:
+def retrieval_flow(response_id: str, policy: RetrievalPolicy, *, asks_once: bool = False) -> RetrievalFlow:
     """Return a generator that says when to ask for a response, until the result is known.
 
     The caller does each step that is yielded, and throws `DeadlinePassed` when the time is up. The generator
     returns the result. An answer with status 200 is the response that was asked for, whatever id it shows:
-    some proxies encrypt ids anew in each answer.
+    some proxies encrypt ids anew in each answer. With `asks_once` the first answer is the last.
     """
     not_found = broken = 0
     wait_s = policy.first_wait_s
@@ -125,15 +125,14 @@ def retrieval_flow(response_id: str, policy: RetrievalPolicy) -> RetrievalFlow:
                     reason = MissingReason.UNSUPPORTED
                     break
                 seen = answer.response._replace(id=response_id)
-                if not seen.is_running:
+                if seen.has_ended or seen.status is None:
                     if seen.usage is not None:
                         return LookupResult(seen.usage, None, seen)
-                    if seen.is_terminal or seen.status is None:
-                        reason = MissingReason.NO_USAGE
-                        if seen.status != "cancelled":
-                            break
-                        longest_wait_s = policy.longest_unlikely_wait_s
-                        time_limit_s = time_limit_s or policy.cancelled_timeout_s
+                    reason = MissingReason.NO_USAGE
+                    if seen.status != "cancelled":
+                        break
+                    longest_wait_s = policy.longest_unlikely_wait_s
+                    time_limit_s = time_limit_s or policy.cancelled_timeout_s
             elif answer.status == 404:
                 reason = MissingReason.NOT_FOUND
                 not_found += 1
@@ -148,6 +147,8 @@ def retrieval_flow(response_id: str, policy: RetrievalPolicy) -> RetrievalFlow:
                 break
             elif answer.status == _INTERNAL_ERROR:
                 longest_wait_s = policy.longest_unlikely_wait_s
+            if asks_once:
+                break
             wait_s = min(wait_s, longest_wait_s)
             yield Wait(max(wait_s * stretch, answer.retry_after_s or 0.0), time_limit_s)
             wait_s *= 2

@@ -15,7 +15,7 @@ _PARSER_ATTRIBUTES: Final = ("_h11_state", "_connection", "_httpcore_stream", "_
 _MAX_DEPTH: Final = 8
 
 # The buffer is parsed only if it contains one of these.
-_TERMINAL_TYPES: Final = (b"response.completed", b"response.incomplete", b"response.failed")
+_TERMINAL_SIGNS: Final = (b"response.completed", b"response.incomplete", b"response.failed", b'"usage"')
 
 
 def buffered_pieces(stream: Any) -> Iterator[bytes]:
@@ -25,7 +25,7 @@ def buffered_pieces(stream: Any) -> Iterator[bytes]:
     """
     parser = _parser(stream)
     unread = bytes(parser.trailing_data[0]) if parser is not None else b""
-    if any(event_type in unread for event_type in _TERMINAL_TYPES):
+    if any(sign in unread for sign in _TERMINAL_SIGNS):
         parser_copy = copy.deepcopy(parser)
         while True:
             event = parser_copy.next_event()
