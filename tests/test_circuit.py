@@ -29,10 +29,12 @@ from otel_responses_usage._lookup.job import Endpoint, Job, LookupRequest, Looku
 from otel_responses_usage._lookup.lookups import Admission, Circuits, LookUp
 from otel_responses_usage._lookup.retrieval import RetrievalPolicy
 
-ALIVE, NOT_FOUND, FUTILE, NOTHING = Verdict.ALIVE, Verdict.NOT_FOUND, Verdict.FUTILE, Verdict.NOTHING
+ALIVE, ENDED, UNFINISHED = Verdict.ALIVE, Verdict.ENDED, Verdict.UNFINISHED
+NOT_FOUND, FUTILE, NOTHING = Verdict.NOT_FOUND, Verdict.FUTILE, Verdict.NOTHING
 
 POLICY = CircuitPolicy(failures=3, first_pause_s=10.0, longest_pause_s=30.0)
 SEEN = Response(id="resp_1", status="in_progress")
+OVER = Response(id="resp_1", status="cancelled")
 
 # --- the circuit itself, its clock in the test's hand ------------------------------------------------
 
@@ -52,9 +54,12 @@ def opened() -> Circuit:
 @pytest.mark.parametrize(
     ("result", "verdict"),
     [
-        (LookupResult(Usage(1, 1), None, SEEN), ALIVE),
-        (LookupResult(None, MissingReason.NO_USAGE, SEEN), ALIVE),
-        (LookupResult(None, MissingReason.TIMEOUT, SEEN), ALIVE),
+        (LookupResult(Usage(1, 1), None, OVER), ENDED),
+        (LookupResult(None, MissingReason.NO_USAGE, OVER), ENDED),
+        (LookupResult(None, MissingReason.TIMEOUT, OVER), ENDED),
+        (LookupResult(None, MissingReason.TIMEOUT, SEEN), UNFINISHED),
+        (LookupResult(None, MissingReason.NOT_FOUND, SEEN), ALIVE),
+        (LookupResult(None, MissingReason.TRANSPORT_ERROR, SEEN), ALIVE),
         (LookupResult(None, MissingReason.NOT_FOUND), NOT_FOUND),
         (LookupResult(None, MissingReason.TIMEOUT), FUTILE),
         (LookupResult(None, MissingReason.TRANSPORT_ERROR), FUTILE),
@@ -102,6 +107,48 @@ def test_a_server_that_has_once_had_a_response_may_say_404() -> None:
     circuit = Circuit(POLICY)
     assert learn(circuit, ALIVE, *[NOT_FOUND] * 9) == [Change.NONE] * 10
     assert learn(circuit, *[FUTILE] * 3)[-1] is Change.OPENED
+
+
+def test_responses_that_never_end_are_counted_in_a_row() -> None:
+    """After five in a row that never ended, nothing is expected of the next. One that ends resets that."""
+    circuit = Circuit(CircuitPolicy())
+    learn(circuit, *[ALIVE, UNFINISHED] * 4)  # a look-up first sees its response
+    assert not circuit.never_ends
+    learn(circuit, ALIVE, ENDED, *[ALIVE, UNFINISHED] * 4)
+    assert not circuit.never_ends
+    learn(circuit, NOT_FOUND, NOTHING, FUTILE, UNFINISHED)
+    assert circuit.never_ends
+    assert not circuit.is_open
+    learn(circuit, ENDED)
+    assert not circuit.never_ends
+
+
+def test_connections_are_spaced_while_they_are_refused() -> None:
+    """All look-ups share the pauses between connections, and the one whose turn it is connects."""
+    circuit = Circuit(CircuitPolicy())
+    assert circuit.reconnect_wait_s(0.0) == 0.0
+    for _ in range(3):  # refused at the same time: one pause
+        circuit.learn_connection(0.0, is_refused=True)
+    times = []
+    now = 0.0
+    while len(times) < 6:
+        now += circuit.reconnect_wait_s(now)
+        assert circuit.reconnect_wait_s(now) == 0.0
+        assert circuit.reconnect_wait_s(now) > 0.0  # the turn is taken
+        circuit.learn_connection(now, is_refused=True)
+        times.append(round(now, 3))
+    assert times == [0.1, 0.3, 0.7, 1.5, 2.5, 3.5]
+
+
+def test_the_first_connection_lets_all_look_ups_connect() -> None:
+    """When the server is back, none waits for a turn, and the next pause is a short one again."""
+    circuit = Circuit(CircuitPolicy())
+    for now in (0.0, 1.0, 2.0, 3.0):
+        circuit.learn_connection(now, is_refused=True)
+    circuit.learn_connection(3.1, is_refused=False)
+    assert [circuit.reconnect_wait_s(3.1)] * 3 == [0.0] * 3
+    circuit.learn_connection(4.0, is_refused=True)
+    assert circuit.reconnect_wait_s(4.0) == pytest.approx(0.1)
 
 
 def test_what_says_nothing_is_no_success_in_between() -> None:
@@ -244,7 +291,7 @@ class Caller:
         """Make a call to the server of this number."""
         self._calls += 1
         with pytest.raises(CUT):
-            list(self._clients[at].responses.create(model="m", input="x", stream=True, **asked))
+            list(self._clients[at].responses.create(model="m", input="cut", stream=True, **asked))
 
     def results(self, calls: int, at: int = 0, **asked: Any) -> list[str]:
         """Make calls, wait for the span of each, and return where its usage came from, or why it did not."""
@@ -314,12 +361,12 @@ def test_calls_in_quick_succession_cost_no_more(serve: Serve, watched: Observed)
         (error(405, "no"), "unsupported", 1),
         (Reply(200, {"content-type": "text/html"}), "unsupported", 1),
         (Reply.json({"detail": "no"}), "unsupported", 1),
-        (Reply.json({"id": "resp_other", "status": "completed", "usage": COUNTS}), "unsupported", 1),
+        (Reply.json({"object": "list", "data": []}), "unsupported", 1),
         (Reply(200, before=(Cut(),)), "transport_error", 4),
         (Reply(200, before=(Hold(),)), "timeout", 1),
         (error(503, "no"), "timeout", None),
     ],
-    ids=["401", "400", "405", "no JSON", "no response", "another response", "no answer", "silence", "503"],
+    ids=["401", "400", "405", "no JSON", "no response", "a list", "no answer", "silence", "503"],
 )
 def test_every_kind_of_futile_server_is_left_alone(
     reply: Any,
@@ -474,16 +521,119 @@ def test_a_response_that_is_under_way_is_asked_for_to_its_end(
     assert observed.calls() == {"timeout": 5, "retrieval": 1}
 
 
-def test_a_server_that_shows_its_responses_is_asked_on(
+@pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
+def test_a_server_whose_responses_never_end_is_asked_once_for_each(
+    background: bool,
     serve: Serve,
     instrument: Instrument,
     clock: Clock,  # noqa: ARG001
 ) -> None:
-    """`in_progress` for good is an answer each time, though not the one we wait for."""
-    observed = instrument(retrieval_timeout=0.1)
-    with closing(Caller(observed, serve(ResponsesAPI(Luck("stuck").plan)))) as caller:
-        assert caller.results(7) == ["timeout"] * 7
+    """After five that were in progress until their time was up, one request each. No circuit opens."""
+    observed = instrument(retrieval_timeout=0.3, background_timeout=0.3)
+    luck = Luck("stuck", "stuck")
+    server = serve(ResponsesAPI(luck.plan))
+    asked = {"extra_body": {"background": background}}
+    with closing(Caller(observed, server)) as caller:
+        assert caller.results(5, **asked) == ["timeout"] * 5
+        before = gets(server)
+        assert before >= 5 * 3
+        assert caller.results(4, **asked) == ["timeout"] * 4
+        assert gets(server) == before + 4
+        # Background responses are judged apart.
+        assert caller.results(1, extra_body={"background": not background}) == ["timeout"]
+        assert gets(server) >= before + 4 + 3
+        luck.foreground = luck.background = KEPT
+        assert caller.results(1, **asked) == ["retrieval"]
+        luck.foreground = luck.background = "stuck"
+        before = gets(server)
+        assert caller.results(1, **asked) == ["timeout"]
+        assert gets(server) >= before + 3
     assert observed.points(OPEN) == []
+
+
+def test_a_response_that_takes_long_is_found_by_the_one_request(
+    serve: Serve,
+    instrument: Instrument,
+    clock: Clock,  # noqa: ARG001
+) -> None:
+    """The one request comes near the end of the time limit, so a response that ends until then is found."""
+    observed = instrument(background_timeout=1.0)
+    luck = Luck(background="stuck")
+    api = ResponsesAPI(luck.plan)
+    server = serve(api)
+    with closing(Caller(observed, server)) as caller:
+        for _ in range(5):
+            caller.call(extra_body={"background": True})
+        observed.spans(5)
+        before = gets(server)
+        caller.call(extra_body={"background": True})
+        time.sleep(0.5)
+        assert gets(server) == before
+        sixth = list(api._records.values())[-1]
+        sixth.plan = replace(sixth.plan, fate=KEPT)
+        observed.spans(6)
+    assert gets(server) == before + 1
+    assert observed.calls() == {"timeout": 5, "retrieval": 1}
+
+
+def holding(server: ScriptedServer, calls: int) -> tuple[openai.OpenAI, list[Any]]:
+    """A client with some open streams that have begun."""
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0)
+    streams = [client.responses.create(model="m", input="x", stream=True) for _ in range(calls)]
+    for stream in streams:
+        next(stream)
+    return client, streams
+
+
+def break_off(server: ScriptedServer, client: openai.OpenAI, streams: list[Any]) -> None:
+    """Stop the server while streams are read."""
+    server.stop()
+    for stream in streams:
+        with pytest.raises(CUT):
+            list(stream)
+    client.close()
+
+
+@pytest.mark.parametrize("was_known", [False, True], ids=["new", "known"])
+def test_a_server_that_restarts_loses_nothing(was_known: bool, serve: Serve, instrument: Instrument) -> None:
+    """Connections are refused for some seconds. Then every call gets its usage."""
+    observed = instrument()
+    api = ResponsesAPI(lambda request: Plan(Answer(usage=COUNTS), cut_after=5, end=end_of(request)))
+    server = serve(api)
+    if was_known:
+        with closing(Caller(observed, server)) as caller:
+            assert caller.results(1) == ["retrieval"]
+    client, streams = holding(server, 6)
+    break_off(server, client, streams)
+    time.sleep(1.8)  # four tries would be over after 0.7 s
+    assert observed.finished == was_known
+    with ScriptedServer(api, port_of(server)) as again:
+        observed.spans(6 + was_known)
+        assert gets(again) == 6
+    assert observed.calls() == {"retrieval": 6 + was_known}
+
+
+def end_of(request: SeenRequest) -> Any:
+    return Cut() if request.json["input"] == "cut" else Hold()
+
+
+def test_a_dead_server_gets_few_connections(serve: Serve, instrument: Instrument) -> None:
+    """While connections are refused, look-ups share their tries. Then they fail, and the circuit opens."""
+    observed = instrument(retrieval_timeout=1.2)
+    api = ResponsesAPI(lambda request: Plan(Answer(usage=COUNTS), cut_after=5, end=end_of(request)))
+    server = serve(api)
+    with closing(Caller(observed, server)) as caller:
+        assert caller.results(1) == ["retrieval"]
+    client, streams = holding(server, 60)
+    break_off(server, client, streams)
+    spans = observed.spans(61)
+    attempts = [(span.attributes or {})["openai_responses.retrieval.attempts"] for span in spans[1:]]
+    assert sum(attempts) < 8 + 8 + 6  # type: ignore[arg-type]  # at once on each thread, then by turns
+    told = observed.calls()
+    assert told.pop("retrieval") == 1
+    assert told.keys() <= {"transport_error", "circuit_open"}
+    assert told["transport_error"] >= 5
+    assert open_circuits(observed) == {port_of(server): 1}
 
 
 def test_a_look_up_that_has_seen_nothing_is_broken_off(serve: Serve, watched: Observed) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import socket
 import ssl
@@ -25,6 +26,7 @@ from embedded.answer import Answer, usage
 from embedded.http_server import Cut, Reply, ScriptedServer, SeenRequest
 from embedded.responses_api import error
 from observed import Observed, token_attributes, usage_attributes
+from otel_responses_usage import ResponsesUsageInstrumentor
 
 ANSWER = Answer(pieces=("one ", "two ", "three "), usage=usage(7, 21, cached=3, reasoning=11))
 ASKED: dict[str, Any] = {"model": "m", "input": "x"}
@@ -236,7 +238,7 @@ class Signed(HTTP.Auth):  # type: ignore[misc]
 
 
 def _hook(request: Any) -> None:
-    request.headers["x-hook"] = "h-1"
+    request.headers["x-hook-token"] = "h-1"
 
 
 async def _async_hook(request: Any) -> None:
@@ -382,10 +384,10 @@ CLIENTS = (
         {**BEARER, "openai-organization": "org-1", "openai-project": "proj-1", "x-tenant": "t-1"},
     ),
     Client(
-        "headers and query of the call",
+        "key and query of the call",
         lambda url: made("AsyncOpenAI", url),
-        {**BEARER, "x-call": "c-1"},
-        {"extra_headers": {"x-call": "c-1"}, "extra_query": {"call": "1"}},
+        {**BEARER, "x-call-key": "c-1"},
+        {"extra_headers": {"x-call-key": "c-1"}, "extra_query": {"call": "1"}},
     ),
     Client(
         "headers of a copy",
@@ -421,14 +423,14 @@ CLIENTS = (
     Client(
         "event hook",
         lambda url: made("OpenAI", url, http_client=HTTP.Client(event_hooks={"request": [_hook]})),
-        {**BEARER, "x-hook": "h-1"},
+        {**BEARER, "x-hook-token": "h-1"},
     ),
     Client(
         "event hook, async",
         lambda url: made(
             "AsyncOpenAI", url, http_client=HTTP.AsyncClient(event_hooks={"request": [_async_hook]})
         ),
-        {**BEARER, "x-hook": "h-1"},
+        {**BEARER, "x-hook-token": "h-1"},
     ),
     # Azure.
     Client("azure key", lambda url: made("AzureOpenAI", url, api_key=KEY), {"api-key": KEY}),
@@ -818,6 +820,180 @@ def test_a_transport_of_the_application_s_own_is_not_guessed(
     assert attributes["openai_responses.stream.outcome"] == "cut"
     assert attributes["openai_responses.stream.events"] == 5
     assert attributes["gen_ai.response.id"] == ANSWER.id
+
+
+def _answer(body: Any) -> Any:
+    return HTTP.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
+
+
+@contextlib.contextmanager
+def mocked(transport: type[Any], method: str) -> Iterator[None]:
+    """Answer in place of a transport, as test tools for HTTP do."""
+    original = getattr(transport, method)
+
+    def handle(_: Any, request: Any) -> Any:
+        assert request.method == "POST"
+        return _answer(Pieces())
+
+    async def handle_async(_: Any, request: Any) -> Any:
+        assert request.method == "POST"
+        return _answer(AsyncPieces())
+
+    setattr(transport, method, handle if method == "handle_request" else handle_async)
+    try:
+        yield
+    finally:
+        setattr(transport, method, original)
+
+
+MOCKED: dict[str, tuple[str, Callable[[], Any], Callable[[], type[Any]]]] = {
+    "sync": ("OpenAI", HTTP.Client, lambda: HTTP.HTTPTransport),
+    "async": ("AsyncOpenAI", HTTP.AsyncClient, lambda: HTTP.AsyncHTTPTransport),
+    "aiohttp": (
+        "AsyncOpenAI",
+        lambda: openai.DefaultAioHttpClient(),
+        lambda: type(openai.DefaultAioHttpClient()._transport),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOCKED)
+def test_an_answer_that_no_connection_carried_is_not_looked_up(
+    name: str, server: ScriptedServer, observed: Observed
+) -> None:
+    """A unit test that mocks the network makes no real request, even after the mock is gone."""
+    kind, http_client, transport = MOCKED[name]
+    if name == "aiohttp" and not hasattr(openai, "DefaultAioHttpClient"):
+        pytest.skip("not in this release of the SDK")
+    client = made(kind, server.url, http_client=http_client())
+
+    async def main() -> None:
+        method = "handle_request" if kind == "OpenAI" else "handle_async_request"
+        with mocked(transport(), method):
+            stream = await settle(client.responses.create(**ASKED, stream=True))
+            await settle(anext(stream) if hasattr(stream, "__anext__") else next(stream))
+        await settle(stream.close())
+        await settle(client.close())
+
+    asyncio.run(main())
+    assert not_looked_up(observed, server) == "transport_error"
+    assert server.connections == 0
+
+
+# --- headers ----------------------------------------------------------------------------------------
+
+OF_ONE_REQUEST = {
+    **dict.fromkeys(("traceparent", "tracestate", "baggage", "b3", "x-b3-traceid", "x-b3-spanid"), "1"),
+    **dict.fromkeys(("sentry-trace", "x-datadog-trace-id", "x-datadog-tags", "newrelic"), "2"),
+    **dict.fromkeys(("x-amzn-trace-id", "uber-trace-id", "uberctx-user", "x-cloud-trace-context"), "3"),
+    **dict.fromkeys(("elastic-apm-traceparent", "x-instana-t", "x-dynatrace", "ot-tracer-traceid"), "4"),
+    **dict.fromkeys(("x-client-request-id", "x-request-id", "x-correlation-id", "request-id"), "5"),
+    **dict.fromkeys(("helicone-request-id", "helicone-session-id", "x-ms-client-request-id"), "6"),
+    **dict.fromkeys(("idempotency-key", "x-idempotency-key", "x-portkey-trace-id"), "7"),
+    **dict.fromkeys(
+        ("cf-aig-cache-key", "cf-aig-metadata", "x-litellm-tags", "x-stainless-helper-method"), "8"
+    ),
+    **dict.fromkeys(("x-anything-else", "if-none-match", "range", "prefer"), "9"),
+}
+OF_THE_ACCOUNT = {
+    **dict.fromkeys(("api-key", "x-api-key", "x-goog-api-key", "ocp-apim-subscription-key"), KEY),
+    **dict.fromkeys(("proxy-authorization", "x-serverless-authorization", "x-auth-token"), KEY),
+    **dict.fromkeys(("helicone-auth", "cf-aig-authorization", "x-litellm-api-key"), KEY),
+    **dict.fromkeys(("cf-access-client-id", "cf-access-client-secret", "x-client-secret"), KEY),
+    **dict.fromkeys(("x-portkey-api-key", "x-portkey-config", "x-portkey-virtual-key"), KEY),
+    **dict.fromkeys(("openai-organization", "openai-project", "openai-beta", "cookie"), "a"),
+    **dict.fromkeys(("x-tenant-id", "x-workspace", "x-api-version", "helicone-target-url"), "b"),
+}
+
+
+def _get_of_a_call(server: ScriptedServer, observed: Observed, client: Any, **asked: Any) -> SeenRequest:
+    read_cut(client, **asked)
+    observed.span()
+    _, (get,) = posts_and_gets(server)
+    return get
+
+
+@pytest.mark.parametrize("kind", ["OpenAI", "AsyncOpenAI"])
+def test_headers_of_one_call_stay_behind_and_credentials_are_sent_again(
+    kind: str, server: ScriptedServer, observed: Observed
+) -> None:
+    """Trace contexts and ids belong to one request. Credentials and accounts belong to the next one, too."""
+    get = _get_of_a_call(
+        server, observed, made(kind, server.url), extra_headers={**OF_ONE_REQUEST, **OF_THE_ACCOUNT}
+    )
+    assert get.headers.keys() & OF_ONE_REQUEST.keys() == set()
+    assert {name: get.headers.get(name) for name in OF_THE_ACCOUNT} == OF_THE_ACCOUNT
+
+
+DEFAULTS = {"X-Route": "eu", "HTTP-Referer": "https://app.test", "x-client-request-id": "of-the-client"}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda url: made("OpenAI", url, default_headers=DEFAULTS),
+        lambda url: made("AsyncOpenAI", url).with_options(default_headers=DEFAULTS),
+        lambda url: made("OpenAI", url, http_client=HTTP.Client(headers=DEFAULTS)),
+        lambda url: made("AsyncOpenAI", url, http_client=HTTP.AsyncClient(headers=DEFAULTS)),
+    ],
+    ids=["client", "copy", "HTTP client", "async HTTP client"],
+)
+def test_default_headers_are_sent_again(
+    make: Callable[[str], Any], server: ScriptedServer, observed: Observed
+) -> None:
+    """Gateways choose a route by them, whatever they are called. What a call adds is not among them."""
+    get = _get_of_a_call(server, observed, make(server.url), extra_headers={"x-call": "c-1"})
+    assert {name: get.headers.get(name.lower()) for name in DEFAULTS} == DEFAULTS
+    assert "x-call" not in get.headers
+
+
+def test_a_default_header_that_a_call_has_replaced_is_sent_as_that_call_sent_it(
+    server: ScriptedServer, observed: Observed
+) -> None:
+    """The response is where the call was routed to."""
+    client = made("OpenAI", server.url, default_headers={"x-route": "eu"})
+    get = _get_of_a_call(server, observed, client, extra_headers={"X-Route": "us"})
+    assert get.headers["x-route"] == "us"
+
+
+# --- what is written to logs ------------------------------------------------------------------------
+
+
+# aiohttp's own business with httpx-aiohttp.
+@pytest.mark.filterwarnings("ignore:.*(BasicAuth|proxy_auth):DeprecationWarning")
+@pytest.mark.parametrize("way", ["direct", "proxy", "tunnel", "SOCKS proxy"])
+def test_a_look_up_writes_nothing_to_the_log_of_the_http_library(
+    way: str,
+    authority: trustme.CA,
+    server: ScriptedServer,
+    door: Callable[..., Door],
+    observed: Observed,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At DEBUG the library writes a dozen lines for a request of the application, and none for a look-up."""
+    if way == "SOCKS proxy":
+        pytest.importorskip("socksio", reason="the HTTP library speaks SOCKS with it")
+    url, settings = server.url, {}
+    if way == "tunnel":
+        url = f"https://{door(tls(server, authority, asks_client=False)).address}"
+        settings = {"verify": trusting(authority, has_certificate=False)}
+    if way in {"proxy", "tunnel"}:
+        settings["proxy"] = f"http://{door(proxy).address}"
+    elif way == "SOCKS proxy":
+        settings["proxy"] = f"socks5://user:{KEY}@{door(socks_proxy).address}"
+    with caplog.at_level(logging.DEBUG):
+        read_cut(made("OpenAI", url, http_client=HTTP.Client(**settings)))
+        assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+        before = len(caplog.records)
+        ResponsesUsageInstrumentor().uninstrument()
+    core = HTTP.__name__.replace("httpx", "httpcore")
+    of_the_library = [record for record in caplog.records if record.name.startswith(core)]
+    assert {record.threadName for record in of_the_library} == {threading.current_thread().name}
+    assert sum("send_request_headers.started" in record.message for record in of_the_library) >= 1
+    assert not [record for record in of_the_library if "GET" in record.message]
+    assert not [record for record in caplog.records[before:] if record.name.startswith(core)]
+    for name, logger in logging.root.manager.loggerDict.items():
+        assert not (name.startswith(core) and getattr(logger, "filters", None))
 
 
 def test_a_signature_is_not_used_again(server: ScriptedServer, observed: Observed) -> None:

@@ -363,23 +363,12 @@ async def async_read_on():
 """
 
 
-@pytest.mark.parametrize(
-    ("read", "errors"),
-    [
-        ("read_on()", {"SystemExit"}),
-        # The handler runs wherever the loop is then: in the read, or waiting for it.
-        ("asyncio.run(async_read_on())", {"SystemExit", "CancelledError"}),
-    ],
-    ids=["sync", "async"],
-)
-def test_a_read_that_a_signal_ends_is_cancelled(
-    read: str, errors: set[str], tmp_path: Path, serve: Serve
-) -> None:
+@pytest.mark.parametrize("read", ["read_on()", "asyncio.run(async_read_on())"], ids=["sync", "async"])
+def test_a_read_that_a_signal_ends_is_cancelled(read: str, tmp_path: Path, serve: Serve) -> None:
     """A signal handler that leaves the process out of a blocked read has cancelled it; nothing is lost."""
     ran = run(tmp_path, serve(NamedAPI(before_get=Pause(0.3))), READ_ON + read)
     told = ran.told()["open"]
     assert ran.code == 4
-    assert told.pop("error") in errors
     assert told == {"outcome": "cancelled", "source": "retrieval"}
 
 

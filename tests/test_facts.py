@@ -71,7 +71,25 @@ USAGES: dict[str, tuple[Any, Usage | None]] = {
     "a bool is no count": ({"input_tokens": True, "output_tokens": 2}, Usage(None, 2)),
     "a negative number is no count": ({"input_tokens": 1, "output_tokens": -2}, Usage(1, None)),
     "a text is no count": ({"input_tokens": "1", "output_tokens": 2}, Usage(None, 2)),
-    "a fraction is no count": ({"input_tokens": 1.0, "output_tokens": 2}, Usage(None, 2)),
+    "a whole number with a decimal point": ({"input_tokens": 1.0, "output_tokens": 2}, Usage(1, 2)),
+    "a whole number with an exponent": (
+        json.loads('{"input_tokens": 1.1e1, "output_tokens": 4e1}'),
+        Usage(11, 40),
+    ),
+    "whole numbers in the details": (
+        {
+            "input_tokens": 1.0,
+            "output_tokens": 2.0,
+            "input_tokens_details": {"cached_tokens": 1.0, "cache_write_tokens": 0.0},
+            "output_tokens_details": {"reasoning_tokens": 2e0},
+        },
+        Usage(1, 2, 1, 0, 2),
+    ),
+    "a fraction is no count": ({"input_tokens": 1.5, "output_tokens": 2}, Usage(None, 2)),
+    "no number is no count": ({"input_tokens": float("nan"), "output_tokens": 2}, Usage(None, 2)),
+    "infinity is no count": ({"input_tokens": float("inf"), "output_tokens": 2}, Usage(None, 2)),
+    "a whole number below zero is no count": ({"input_tokens": -1.0, "output_tokens": 2}, Usage(None, 2)),
+    "more than can be exported is no count": ({"input_tokens": 1e30, "output_tokens": 2}, Usage(None, 2)),
     "no count at all": ({"input_tokens": None, "output_tokens": "2"}, None),
     "names of another API": ({"prompt_tokens": 1, "completion_tokens": 2}, None),
     "details alone": ({"input_tokens_details": {"cached_tokens": 1}}, None),
@@ -230,13 +248,13 @@ def test_an_error_is_named_by_its_code_and_never_by_its_message(error: object, c
         (Outcome.ERROR, True),
         (Outcome.CUT, True),
         (Outcome.TRUNCATED, True),
-        (Outcome.CANCELLED, True),
+        (Outcome.CANCELLED, False),
         (Outcome.ABANDONED, True),
         (Outcome.EXIT, True),
     ],
 )
 def test_only_a_call_that_went_wrong_is_an_error(outcome: Outcome, is_error: bool) -> None:
-    """An answer out of tokens and a stream that the application closed are no errors."""
+    """An answer out of tokens is no error. A stream that the application closed or cancelled is no error."""
     assert Ending(outcome).is_error is is_error
 
 

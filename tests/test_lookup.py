@@ -96,7 +96,10 @@ def test_a_response_that_is_stored_a_moment_later_is_found(serve: Serve, instrum
         (Reply(200, {"content-type": "text/html"}, ()), "unsupported", 1),
         (Reply(200, {"content-encoding": "gzip"}, (Send(b"not gzip"),)), "transport_error", 4),
         (Reply(200, {"content-encoding": "gzip"}, (Send(gzip.compress(bytes(65 << 20))),)), "unsupported", 1),
-        (Reply.json({"id": "resp_other", "status": "completed", "usage": ANSWER.usage}), "unsupported", 1),
+        (Reply.json({"object": "list", "data": [ANSWER.response()]}), "unsupported", 1),
+        (Reply.json({"id": "resp_1", "object": "response.deleted", "deleted": True}), "unsupported", 1),
+        (Reply.json({"error": {"message": "no", "code": "not_found"}}), "unsupported", 1),
+        (Reply.json({"id": "model-1", "owned_by": "me"}), "unsupported", 1),
         (Reply(200, before=(Cut(),)), "transport_error", 4),
         (Reply(200, before=(Cut("rst"),)), "transport_error", 4),
     ],
@@ -112,7 +115,10 @@ def test_a_response_that_is_stored_a_moment_later_is_found(serve: Serve, instrum
         "no json",
         "no gzip",
         "bomb",
-        "another id",
+        "a list",
+        "a receipt",
+        "an error with 200",
+        "another object",
         "fin",
         "rst",
     ],
@@ -127,6 +133,71 @@ def test_a_server_that_has_no_answer_is_left_alone(
     assert token_attributes(observed.span()) == {}
     assert observed.tokens() == {}
     assert observed.calls() == {reason: 1}
+
+
+@pytest.mark.parametrize("kind", [{"object": "response"}, {}], ids=["named", "bare"])
+def test_a_response_under_another_id_is_the_one_asked_for(
+    kind: dict[str, str], serve: Serve, instrument: Instrument
+) -> None:
+    """A proxy may encrypt ids anew in each answer. The usage is used, and the span keeps the first id."""
+    shown = Reply.json({**kind, "id": "resp_again", "status": "completed", "usage": ANSWER.usage})
+    observed, server, _ = lookup(serve, instrument, cut(get_replies=(shown,)))
+    assert outcome_of(observed)["usage.source"] == "retrieval"
+    assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+    assert (observed.span().attributes or {})["gen_ai.response.id"] == ANSWER.id
+    assert len(gets(server)) == 1
+
+
+def test_counts_of_a_response_in_progress_are_not_used(serve: Serve, instrument: Instrument) -> None:
+    """Usage of a response that has not ended is not final, and no server says when it is."""
+    early = Reply.json({**ANSWER.response(), "status": "in_progress"})
+    observed, _, _ = lookup(serve, instrument, cut(get_replies=(early,) * 9), retrieval_timeout=0.3)
+    assert outcome_of(observed)["usage.missing_reason"] == "timeout"
+    assert token_attributes(observed.span()) == {}
+
+
+def test_a_server_that_fails_at_one_response_is_asked_to_the_deadline(
+    serve: Serve, instrument: Instrument
+) -> None:
+    """A 500 each time ends at the deadline, with few requests and a reason."""
+    replies = (error(500, "no"),) * 99
+    observed, server, _ = lookup(serve, instrument, cut(get_replies=replies), retrieval_timeout=2.0)
+    assert outcome_of(observed)["usage.missing_reason"] == "timeout"
+    assert len(gets(server)) == 5
+
+
+@pytest.mark.parametrize("response_id", [".", ".."])
+def test_an_id_that_would_leave_the_path_is_not_asked_for(
+    response_id: str, serve: Serve, instrument: Instrument
+) -> None:
+    """A dot as a path segment would lead the credentials to another path: no request is made."""
+    created = {"type": "response.created", "response": {"id": response_id, "status": "in_progress"}}
+    observed = instrument()
+    server = serve(lambda _: Reply.sse([created], end=Cut()))
+    with client_of(server) as client:
+        read_cut(client)
+        observed.span()
+    assert outcome_of(observed)["usage.missing_reason"] == "unsupported"
+    assert gets(server) == []
+
+
+@pytest.mark.parametrize(
+    "response_id", ["...", "%2e%2e", "\\..\\..", "a/../b", "//other/x", "x\r\nx: 1", "é 😀"]
+)
+def test_an_odd_id_is_asked_for_as_one_segment(
+    response_id: str, serve: Serve, instrument: Instrument
+) -> None:
+    """Any other id is quoted, so that it can neither leave its path nor end the request line."""
+    created = {"type": "response.created", "response": {"id": response_id, "status": "in_progress"}}
+    shown = Reply.json({**ANSWER.response(), "id": response_id})
+    observed = instrument()
+    server = serve(lambda request: shown if request.method == "GET" else Reply.sse([created], end=Cut()))
+    with client_of(server) as client:
+        read_cut(client)
+        assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
+    (get,) = gets(server)
+    assert get.path == f"/v1/responses/{response_id}"
+    assert "x" not in get.headers
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
@@ -297,7 +368,7 @@ def test_credentials_go_to_no_other_origin(serve: Serve, instrument: Instrument)
 
 
 def test_the_request_carries_the_application_s_settings(serve: Serve, instrument: Instrument) -> None:
-    """Key, organization, project, own headers, query and base path are those of the call."""
+    """Key, organization, project, default headers, query and base path are those of the call."""
     observed = instrument()
     server = serve(ResponsesAPI(lambda _: cut(), key=KEY))
     with client_of(
@@ -316,11 +387,11 @@ def test_the_request_carries_the_application_s_settings(serve: Serve, instrument
         "openai-organization": "org-1",
         "openai-project": "proj-1",
         "x-tenant": "t-1",
-        "x-call": "c-1",
         "accept": "application/json",
     }
     assert {name: get.headers.get(name) for name in wanted} == wanted
     assert get.query == {"api-version": "v1", "call": "1"}
+    assert "x-call" not in get.headers  # it belongs to that one call
     assert "content-type" not in get.headers
     assert "content-length" not in get.headers
 

@@ -233,9 +233,9 @@ def test_what_the_application_sees_settles_the_span(
         {"status": "in_progress", "usage": usage(1, 1)},
         {"status": "cancelled", "usage": None},
         {"status": "completed", "usage": None},
-        {"id": "resp_other", "status": "completed", "usage": usage(1, 1)},
+        {"object": "list", "status": "completed", "usage": usage(1, 1)},
     ],
-    ids=["in progress", "queued", "counts on the way", "cancelled", "no counts", "another response"],
+    ids=["in progress", "queued", "counts on the way", "cancelled", "no counts", "another object"],
 )
 def test_what_says_nothing_of_the_bill_settles_nothing(
     seen: dict[str, Any], backend: Backend, observed: Observed
@@ -252,6 +252,44 @@ def test_what_says_nothing_of_the_bill_settles_nothing(
         backend.keeps_us_waiting = False
         assert token_attributes(observed.span()) == usage_attributes(COUNTS)
     assert attributes_of(observed)["openai_responses.usage.source"] == "retrieval"
+    assert observed.tokens() == COUNTED_ONCE
+
+
+@pytest.mark.parametrize(
+    "fetch", [fetch for fetch in FETCHES if fetch.name in {"retrieve", "resume"}], ids=str
+)
+def test_a_response_that_is_shown_under_another_id_settles_its_span(
+    fetch: Fetch, serve: Serve, observed: Observed
+) -> None:
+    """Where ids are encrypted anew in each answer, the id in the URL says which call has been fetched."""
+    shown = replace(ANSWER, id="resp_encrypted_anew")
+    created = {"type": "response.created", "response": {"id": ANSWER.id, "status": "in_progress"}}
+
+    def proxy(request: SeenRequest) -> Reply:
+        if request.method == "POST":
+            return Reply.sse([created], end=Cut())
+        if request.headers["x-by"] == "caller":
+            return Reply.json({**shown.response(), "status": "in_progress", "usage": None})
+        return Reply.sse(shown.events()) if "stream" in request.query else Reply.json(shown.response())
+
+    server = serve(proxy)
+
+    def client(by: str) -> Any:
+        return openai.OpenAI(
+            base_url=f"{server.url}/v1", api_key="k", max_retries=0, default_headers={"x-by": by}
+        )
+
+    with client("caller") as caller, client("somebody else") as other:
+        if not fetch.is_in(other):
+            pytest.skip("not in this release of the SDK")
+        with pytest.raises(CUT):
+            list(caller.responses.create(**ASKED, **BACKGROUND, stream=True))
+        eventually(lambda: observed.pending() == 1, "the span held")
+        asyncio.run(fetch.make(other, ANSWER.id))
+    observed.spans(1 + fetch.is_span)
+    attributes = attributes_of(observed)
+    assert attributes["openai_responses.usage.source"] == "observation"
+    assert attributes["gen_ai.response.id"] == ANSWER.id
     assert observed.tokens() == COUNTED_ONCE
 
 
@@ -458,7 +496,7 @@ def test_a_look_up_that_is_over_while_its_answer_arrives_asks_no_more(ends_by: s
 
     def happens() -> None:
         if ends_by == "timeout":
-            time.sleep(job.patience_s)
+            time.sleep(job.timeout_s)
         else:
             recovery.observe(SERVER, ResponseFacts(id="resp_1", status="completed", usage=Usage(7, 21)))
 

@@ -89,6 +89,13 @@ class Recording:
         types = [event["type"] for event in self.events]
         return types.index("error" if "error" in types else types[-1])
 
+    def is_kept(self, passing: list[dict[str, Any]]) -> bool:
+        """Whether a GET can find the response, by the request and by the events that arrived."""
+        told = [event["response"] for event in passing if isinstance(event.get("response"), dict)]
+        if any(request.get("background") is True for request in (self.asked, *told)):
+            return True
+        return all(request.get("store") is not False for request in (self.asked, *told))
+
     @property
     def last_response(self) -> dict[str, Any]:
         """The response object of the terminal event."""
@@ -421,7 +428,7 @@ def test_a_cut_call_has_the_recorded_usage_by_retrieval(replay: Replay, row: Row
     assert isinstance(replay.raised, CUT)
     assert attributes["openai_responses.stream.outcome"] == "cut"
     assert counts(attributes) == counted(recording.events[:cut_after])
-    if recording.asked.get("store") is False:
+    if not recording.is_kept(recording.events[:cut_after]):
         assert usage_attributes(attributes) == {"openai_responses.usage.missing_reason": "not_stored"}
         assert not replay.gets
     else:
@@ -576,7 +583,7 @@ def test_a_recording_in_any_pieces_is_told_in_every_way(
     assert counts(attributes) == counted(passing)
     assert attributes["gen_ai.response.id"] == last_id(passing)
     asked_for = [f"/v1/responses/{last_id(passing)}"]
-    if recording.asked.get("store") is False and ending is not WHOLE:
+    if ending is not WHOLE and not recording.is_kept(passing):
         assert usage_attributes(attributes) == {"openai_responses.usage.missing_reason": "not_stored"}
         assert not replay.gets
     else:

@@ -36,7 +36,8 @@ def http(status: int, retry_after_s: float | None = None) -> Answer:
     return Answer(status, retry_after_s=retry_after_s)
 
 
-UNREACHABLE = Answer(failure=Failure.TRANSPORT)
+BROKEN = Answer(failure=Failure.TRANSPORT)
+REFUSED = Answer(failure=Failure.UNREACHABLE)
 SILENT = Answer(failure=Failure.TIMEOUT)
 DONE = ok("completed", BILLED)
 
@@ -76,14 +77,14 @@ AT_ONCE: dict[str, tuple[Answer, Usage | MissingReason]] = {
     "failed, charged": (ok("failed", BILLED), BILLED),
     "cancelled, charged": (ok("cancelled", BILLED), BILLED),
     "no status, with usage": (ok(None, BILLED), BILLED),
+    "a status of the future, with usage": (ok("finished", BILLED), BILLED),
     "zero tokens": (ok("completed", Usage(0, 0)), Usage(0, 0)),
     "completed without usage": (ok("completed"), MissingReason.NO_USAGE),
     "incomplete without usage": (ok("incomplete"), MissingReason.NO_USAGE),
     "failed without usage": (ok("failed"), MissingReason.NO_USAGE),
     "neither status nor usage": (ok(None), MissingReason.NO_USAGE),
+    "under another id": (ok("completed", BILLED, "resp_2"), BILLED),
     "no response in the body": (Answer(200), MissingReason.UNSUPPORTED),
-    "another object": (Answer(200, Response()), MissingReason.UNSUPPORTED),
-    "another response": (ok("completed", BILLED, "resp_2"), MissingReason.UNSUPPORTED),
     **{str(status): (http(status), MissingReason.UNAUTHORIZED) for status in (401, 403)},
     **{
         str(status): (http(status), MissingReason.UNSUPPORTED)
@@ -101,6 +102,29 @@ def test_an_answer_that_settles_it_is_the_last(name: str) -> None:
     assert (run.result.usage or run.result.reason) == outcome
 
 
+# A final response without usage is asked for once.
+LAST_IN_ANY_CASE = {
+    "in progress": (ok("in_progress"), MissingReason.TIMEOUT),
+    "not found": (http(404), MissingReason.NOT_FOUND),
+    "busy": (http(503), MissingReason.TIMEOUT),
+    "no connection": (REFUSED, MissingReason.TRANSPORT_ERROR),
+    "no answer": (SILENT, MissingReason.TIMEOUT),
+    "cancelled": (ok("cancelled"), MissingReason.NO_USAGE),
+    "charged": (DONE, None),
+}
+
+
+@pytest.mark.parametrize("name", LAST_IN_ANY_CASE)
+def test_a_look_up_that_asks_once_sends_one_request(name: str) -> None:
+    """Whatever the answer is, no other request follows."""
+    answer, reason = LAST_IN_ANY_CASE[name]
+    flow = retrieval_flow(ID, POLICY, asks_once=True)
+    assert isinstance(next(flow), Attempt)
+    with pytest.raises(StopIteration) as end:
+        flow.send(answer)
+    assert end.value.value.reason == reason
+
+
 ASKED_AGAIN: dict[str, Answer] = {
     "in progress": ok("in_progress"),
     "queued": ok("queued"),
@@ -108,7 +132,8 @@ ASKED_AGAIN: dict[str, Answer] = {
     "in progress with the usage so far": ok("in_progress", Usage(1, 1)),
     "cancelled, not charged yet": ok("cancelled"),
     "not found": http(404),
-    "no connection": UNREACHABLE,
+    "a broken connection": BROKEN,
+    "a refused connection": REFUSED,
     "no answer": SILENT,
     **{str(status): http(status) for status in (408, 409, 425, 429, 500, 502, 503, 504, 529)},
 }
@@ -124,7 +149,7 @@ def test_an_answer_that_can_change_is_asked_for_again(name: str) -> None:
 
 GIVES_UP: dict[str, tuple[Answer, int, MissingReason]] = {
     "not found": (http(404), 4, MissingReason.NOT_FOUND),
-    "no connection": (UNREACHABLE, 4, MissingReason.TRANSPORT_ERROR),
+    "a broken connection": (BROKEN, 4, MissingReason.TRANSPORT_ERROR),
 }
 
 
@@ -139,7 +164,7 @@ def test_some_answers_are_believed_after_four_times(name: str) -> None:
 
 def test_tries_are_counted_each_for_itself() -> None:
     """A server that comes up late and has not stored the response yet is not given up too early."""
-    answers = [http(404), UNREACHABLE, http(404), UNREACHABLE, http(404), UNREACHABLE, http(503), DONE]
+    answers = [http(404), BROKEN, http(404), BROKEN, http(404), BROKEN, http(503), DONE]
     assert Run(answers).result.usage == BILLED
 
 
@@ -147,6 +172,39 @@ def test_waits_grow_and_stay_short() -> None:
     """The first question is asked at once, the next ones after ever longer waits, up to a limit."""
     run = Run([ok("in_progress")] * 8)
     assert run.waits_s == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
+
+
+UP_TO_EIGHT = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 8.0, 8.0]
+PAUSES: dict[str, tuple[Answer, list[float]]] = {
+    "a refused connection": (REFUSED, [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0]),
+    "a server that is away for a moment": (http(503), [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0, 2.0]),
+    "a server that fails at this response": (http(500), UP_TO_EIGHT),
+    "cancelled, not charged yet": (ok("cancelled"), UP_TO_EIGHT),
+}
+
+
+@pytest.mark.parametrize("name", PAUSES)
+def test_pauses_are_as_long_as_a_change_is_unlikely(name: str) -> None:
+    """A server that may be back any moment is asked each second. Where nothing will change, pauses grow."""
+    answer, waits_s = PAUSES[name]
+    run = Run([answer] * 9)
+    assert run.waits_s == waits_s
+    assert run.attempts == 10  # the last one is not answered any more
+
+
+def test_a_cancelled_response_is_asked_for_30_seconds_more() -> None:
+    """The first answer that says `cancelled` sets a time limit. Before it only the caller has one."""
+    run = Run([ok("in_progress"), ok("cancelled"), ok("cancelled")])
+    limits = [step.time_limit_s for step in run.steps if isinstance(step, Wait)]
+    assert limits == [None, 30.0, 30.0]
+    assert run.result.reason is MissingReason.NO_USAGE
+
+
+def test_a_response_keeps_the_id_that_was_asked_for() -> None:
+    """A proxy that encrypts ids anew in each answer shows another one each time: the call keeps its own."""
+    response = Run([ok("in_progress", response_id="enc_1"), ok("completed", BILLED, "enc_2")]).result.response
+    assert response is not None
+    assert (response.id, response.status) == (ID, "completed")
 
 
 def test_an_unknown_response_is_given_twice_the_time() -> None:
@@ -209,9 +267,11 @@ DEADLINES: dict[str, tuple[list[Answer], MissingReason]] = {
     "silent": ([SILENT, SILENT], MissingReason.TIMEOUT),
     "busy": ([http(429), http(503)], MissingReason.TIMEOUT),
     "not found until now": ([http(404)], MissingReason.NOT_FOUND),
-    "not reached until now": ([UNREACHABLE, UNREACHABLE], MissingReason.TRANSPORT_ERROR),
+    "not reached until now": ([BROKEN, BROKEN], MissingReason.TRANSPORT_ERROR),
+    "refused until now": ([REFUSED] * 9, MissingReason.TRANSPORT_ERROR),
+    "an error for this response each time": ([http(500)] * 9, MissingReason.TIMEOUT),
     "cancelled and never charged": ([ok("in_progress"), ok("cancelled")], MissingReason.NO_USAGE),
-    "the last answer counts": ([http(404), UNREACHABLE, ok("in_progress")], MissingReason.TIMEOUT),
+    "the last answer counts": ([http(404), BROKEN, ok("in_progress")], MissingReason.TIMEOUT),
 }
 
 
@@ -234,7 +294,7 @@ def test_a_deadline_before_any_answer_is_a_timeout() -> None:
 def test_the_last_sight_of_the_response_is_kept() -> None:
     """What was seen of the response is handed on, also when its usage never came."""
     queued = ok("in_progress")
-    assert Run([ok("queued"), queued, http(404)]).result.response is queued.response
+    assert Run([ok("queued"), queued, http(404)]).result.response == queued.response
 
 
 STATUSES = [None, "queued", "in_progress", "completed", "incomplete", "failed", "cancelled", "new"]
@@ -247,7 +307,7 @@ responses = st.none() | st.builds(
 answers = st.one_of(
     st.builds(Answer, st.just(200), responses, st.none() | st.floats(0, 1e6)),
     st.builds(Answer, st.integers(100, 599), responses, st.none() | st.floats(0, 1e6)),
-    st.sampled_from([UNREACHABLE, SILENT, http(404), ok("in_progress")]),
+    st.sampled_from([BROKEN, REFUSED, SILENT, http(404), ok("in_progress")]),
 )
 
 

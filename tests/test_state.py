@@ -482,11 +482,15 @@ WANTED: dict[str, Callable[[], bool]] = {
     "an error": lambda: AnswerState().needs_data("error"),
     "progress without a first event": lambda: AnswerState().needs_data("response.in_progress"),
     "a life-cycle event of the future": lambda: AnswerState().needs_data("response.paused"),
+    "a life-cycle event of two words": lambda: AnswerState().needs_data("response.run.completed"),
+    "an event of another API": lambda: AnswerState().needs_data("done"),
 }
 UNWANTED: dict[str, Callable[[], bool]] = {
     "a delta": lambda: AnswerState().needs_data(TEXT),
     "an item": lambda: AnswerState().needs_data("response.output_item.done"),
     "progress that repeats the first event": lambda: fold(CREATED).needs_data("response.in_progress"),
+    "a large item": lambda: AnswerState().needs_data("response.image_generation_call.partial_image"),
+    "a delta of the future": lambda: AnswerState().needs_data("response.video.delta"),
     "something else": lambda: AnswerState().needs_data("keepalive"),
 }
 

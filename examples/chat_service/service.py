@@ -1,10 +1,9 @@
 """An ordinary chat service: one page, and answers that are streamed to it as server-sent events."""
 
+import asyncio
 import json
 import logging
 import os
-import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from openai.types.responses import (
     ResponseRefusalDeltaEvent,
     ResponseTextDeltaEvent,
 )
+from opentelemetry import metrics, trace
 from pydantic import BaseModel, Field
 
 MODEL = os.environ.get("OPENAI_MODEL", "gpt-5.4-mini")
@@ -50,6 +50,11 @@ class Question(BaseModel):
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, openai.AsyncOpenAI]]:
     async with openai.AsyncOpenAI() as client:
         yield {"client": client}
+        await asyncio.sleep(0.1)  # uvicorn has just cancelled open requests: let them close their streams
+    # uvicorn may end the process without its exit handlers, so export everything here.
+    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
+        if hasattr(provider, "shutdown"):
+            provider.shutdown()
 
 
 app = FastAPI(title="Chat", lifespan=lifespan)
@@ -109,7 +114,4 @@ def sse(event: str, data: object) -> str:
 
 
 if __name__ == "__main__":
-    # uvicorn shuts down in good order and then repeats the signal that stopped it. By default SIGTERM would
-    # kill the process there, before anything that is to be done at its exit.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     uvicorn.run(app, port=int(os.environ.get("PORT", "8000")), timeout_graceful_shutdown=5)

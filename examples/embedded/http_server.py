@@ -164,14 +164,16 @@ class Exchange:
 class ScriptedServer:
     """A server on loopback that does to each request what `handler` replies; a context manager.
 
-    It runs on an event loop and a daemon thread of its own, and `handler` runs on that loop. With `tls` it
-    speaks TLS. A handler
+    Without a `port` it takes a free one. With `tls` it speaks TLS.
+
+    It runs on an event loop and a daemon thread of its own, and `handler` runs on that loop. A handler
     that raises is answered with 500, and leaving the context raises the same exception once more.
     """
 
     def __init__(
         self,
         handler: Callable[[SeenRequest], Reply | Awaitable[Reply]],
+        port: int = 0,
         *,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -185,7 +187,7 @@ class ScriptedServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._gates: dict[threading.Event, asyncio.Future[None]] = {}
         self._faults: list[Exception] = []
-        self._port = 0
+        self._port = port
         self._listening = threading.Event()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._serve()), name="scripted-server", daemon=True
@@ -215,7 +217,7 @@ class ScriptedServer:
         return self._peak[method or "*"]
 
     def start(self) -> Self:
-        """Listens on a free port of 127.0.0.1 when it returns."""
+        """Listens on 127.0.0.1 when it returns."""
         self._thread.start()
         self._listening.wait()
         return self
@@ -240,7 +242,9 @@ class ScriptedServer:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         # The kernel cuts the backlog down to what it allows.
-        listener = await self._loop.create_server(self._wire, "127.0.0.1", 0, backlog=1 << 15, ssl=self._tls)
+        listener = await self._loop.create_server(
+            self._wire, "127.0.0.1", self._port, backlog=1 << 15, ssl=self._tls
+        )
         self._port = listener.sockets[0].getsockname()[1]
         self._listening.set()
         await self._stopping.wait()

@@ -58,7 +58,8 @@ class ResponsesAPI:
     """Answers each create as `plan` says: with the stream or the response of a `Plan`, or with any reply.
 
     `stored` has every response by id as the server ended it: the truth to compare with, also for those
-    that `store=False` hides from GET. With a `key` only that key is let in, else any.
+    that `store=False` hides from GET, as it does without `background=True`. With a `key` only that key is
+    let in, else any.
     """
 
     def __init__(
@@ -142,8 +143,10 @@ class ResponsesAPI:
 
     def _visible(self, response_id: str) -> _Record | None:
         record = self._records.get(response_id)
-        if record is None or record.asked.get("store") is False or record.plan.fate == "lost":
+        if record is None or record.plan.fate == "lost":
             return None
+        if record.asked.get("store") is False and not record.asked.get("background"):
+            return None  # a background response is kept for some minutes all the same
         return record
 
     def _stream(self, plan: Plan, events: list[Json], end: Step | None = None) -> Reply:

@@ -128,6 +128,14 @@ def test_what_was_not_kept_is_not_found(plan: Plan, store: bool) -> None:
     assert api.stored[plan.answer.id]["usage"] == plan.answer.usage
 
 
+def test_a_background_response_is_kept_without_store() -> None:
+    """A background response can be fetched, also with `store=False`: the service keeps it for minutes."""
+    plan = Plan(cut_after=4)
+    with served(plan) as (_, client):
+        list(create(client, stream=True, store=False, background=True))
+        assert client.responses.retrieve(plan.answer.id).usage is not None
+
+
 def test_gets_are_answered_in_turn() -> None:
     """Planned replies come first, then the truth, as often as asked."""
     plan = Plan(get_replies=("queued", error(500, "later"), "in_progress"))

@@ -18,6 +18,11 @@ _ID_PATTERN: Final = (
 )
 _ID_SEARCH_BYTES: Final = 4096
 
+_UTF8_BOM: Final = b"\xef\xbb\xbf"
+_JSON_WHITE_SPACE: Final = b" \t\r\n"
+# The last three are the first bytes of UTF-16 and UTF-32, which JSON parsers read, too.
+_DOCUMENT_STARTS: Final = (b"{", b"[", b"null", b"\0", b"\xfe", b"\xff")
+
 
 class BodyReader(Protocol):
     """Reads a body in pieces of any size."""
@@ -48,9 +53,13 @@ class DocumentReader:
     """Collects one JSON document.
 
     `finish` parses a complete document. `finish_incomplete` reads only the id.
+
+    Attributes:
+        is_null: Whether the complete document is `null`.
+
     """
 
-    __slots__ = ("_is_too_large", "_pieces", "_size", "_state", "done")
+    __slots__ = ("_is_too_large", "_pieces", "_size", "_state", "done", "is_null")
 
     def __init__(self, state: AnswerState) -> None:
         self._state = state
@@ -58,6 +67,7 @@ class DocumentReader:
         self._size = 0
         self._is_too_large = False
         self.done = False
+        self.is_null = False
 
     def feed_repeat(self, piece: bytes) -> bool:  # noqa: ARG002
         """Return false: a document has no fast path."""
@@ -79,7 +89,7 @@ class DocumentReader:
 
         If it is too large or not a JSON object, only its id is read.
         """
-        document = None
+        document: object = ()
         if not self._is_too_large:
             with contextlib.suppress(ValueError, RecursionError):
                 document = json.loads(b"".join(self._pieces))
@@ -87,6 +97,7 @@ class DocumentReader:
             self._pieces.clear()
             self._state.on_document(document)
         else:
+            self.is_null = self.is_null or document is None
             self._state.on_partial_document(self._find_id(), is_complete=self._is_too_large)
 
     def finish_incomplete(self) -> None:
@@ -107,9 +118,28 @@ class DocumentReader:
         return first_bytes
 
 
-def body_reader(first_bytes: bytes, state: AnswerState) -> BodyReader:
-    """Return the reader for a body that starts with these bytes.
+def without_blank_start(first_bytes: bytes) -> bytes:
+    """Return the bytes without leading white space and byte order marks.
+
+    Servers send white space to keep a connection open until the document is ready.
+    """
+    length = 0
+    while len(first_bytes) != length:
+        length = len(first_bytes)
+        first_bytes = first_bytes.lstrip(_JSON_WHITE_SPACE).removeprefix(_UTF8_BOM)
+    return first_bytes
+
+
+def body_reader(first_bytes: bytes, state: AnswerState) -> BodyReader | None:
+    """Return the reader for a body that starts with these bytes, or `None` if they do not decide it yet.
 
     The content type is ignored: servers send JSON as text, and the SDK parses it all the same.
+
+    Args:
+        first_bytes: The result of `without_blank_start`.
+        state: Receives the facts.
+
     """
-    return DocumentReader(state) if first_bytes.lstrip().startswith((b"{", b"[")) else EventReader(state)
+    if _UTF8_BOM.startswith(first_bytes):
+        return None  # nothing, or the first bytes of a byte order mark
+    return DocumentReader(state) if first_bytes.startswith(_DOCUMENT_STARTS) else EventReader(state)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from .. import _fault
 from .._facts.outcome import Ending, Outcome
-from .body import BodyReader, DocumentReader, body_reader
+from .body import BodyReader, DocumentReader, body_reader, without_blank_start
 from .state import AnswerState
 
 
@@ -24,12 +24,13 @@ class Reception:
 
     """
 
-    __slots__ = ("_is_reading", "_reader", "_remainder", "read_fast", "state")
+    __slots__ = ("_first_bytes", "_is_reading", "_reader", "_remainder", "read_fast", "state")
 
     def __init__(self, reader: BodyReader | None = None) -> None:
         self.state = AnswerState()
         self.read_fast = read_nothing if reader is None else reader.feed_repeat
-        self._reader = reader  # `None` until the first piece decides the type of the body
+        self._reader = reader  # `None` until the first bytes decide the type of the body
+        self._first_bytes = b""  # the first bytes of a byte order mark
         self._is_reading = True
         self._remainder = b""  # bytes that have arrived before the application asked for them
 
@@ -43,6 +44,12 @@ class Reception:
         """The ending for an error event; `None` if there was no such event."""
         code = self.state.stream_error
         return None if code is None else Ending(Outcome.ERROR, code)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the whole answer is white space, or the JSON document `null`."""
+        reader = self._reader
+        return reader.is_null if isinstance(reader, DocumentReader) else reader is None
 
     @property
     def is_done(self) -> bool:
@@ -60,10 +67,12 @@ class Reception:
         if not self._is_reading:
             return 0
         try:
-            if self._reader is None:
-                self._reader = body_reader(piece, self.state)
-                self.read_fast = self._reader.feed_repeat
-            consumed = self._reader.feed(piece)
+            if self._reader is not None:
+                consumed = self._reader.feed(piece)
+            else:
+                consumed = self._feed_first(piece)
+                if self._reader is not None:
+                    self.read_fast = self._reader.feed_repeat
         except Exception:
             _fault.report("reading a stream")
             self.stop()  # the usage is looked up instead
@@ -81,17 +90,18 @@ class Reception:
         self._is_reading = False
         self.read_fast = read_nothing
 
+    def stop_timing(self) -> None:
+        """Record no times of events: the whole body is there."""
+        self.state.stop_timing()
+
     def finish_document(self) -> None:
         """Parse a JSON document that is complete. Does nothing for an event stream."""
         if isinstance(self._reader, DocumentReader):
             self._reader.finish()
 
     def contains_end(self, pieces: Sequence[bytes]) -> bool:
-        """Whether the response would end with these pieces. A copy of the reader reads them."""
-        if not pieces:
-            return False
-        reader, state = copy.deepcopy((self._reader, self.state))
-        return _read_all(reader or body_reader(pieces[0], state), state, pieces)
+        """Whether the response would end with these pieces. A copy reads them."""
+        return bool(pieces) and copy.deepcopy(self).read_all(pieces)
 
     def begin_tail(self) -> None:
         """Stop counting events: the call has ended, and all further pieces are its tail."""
@@ -100,9 +110,7 @@ class Reception:
     def read_tail(self, piece: bytes) -> bool:
         """Read a piece of the tail, and return whether the tail can stop."""
         try:
-            if self._reader is None:
-                self._reader = body_reader(piece, self.state)
-            return _read_all(self._reader, self.state, (piece,))
+            return self.read_all((piece,))
         except Exception:
             _fault.report("reading on")
             return True
@@ -117,16 +125,29 @@ class Reception:
         self._reader = None
         self._remainder = b""
 
+    def read_all(self, pieces: Iterable[bytes]) -> bool:
+        """Read complete pieces, and return whether the response has ended."""
+        for piece in pieces:
+            consumed = self._feed(piece)
+            while consumed:
+                piece = piece[consumed:]
+                consumed = self._feed(piece)
+        return self.state.ending is not None
+
+    def _feed(self, piece: bytes) -> int:
+        return self._feed_first(piece) if self._reader is None else self._reader.feed(piece)
+
+    def _feed_first(self, piece: bytes) -> int:
+        """Read a piece at the start of the body. The first byte with content decides the reader."""
+        content = without_blank_start(self._first_bytes + piece)
+        self._reader = body_reader(content, self.state)
+        if self._reader is None:
+            self._first_bytes = content
+            return 0
+        consumed = self._reader.feed(content)
+        return consumed and consumed + len(piece) - len(content)
+
 
 def read_nothing(_: bytes) -> bool:
     """Return false. Used as the fast path of an answer that has none."""
     return False
-
-
-def _read_all(reader: BodyReader, state: AnswerState, pieces: Iterable[bytes]) -> bool:
-    for piece in pieces:
-        consumed = reader.feed(piece)
-        while consumed:
-            piece = piece[consumed:]
-            consumed = reader.feed(piece)
-    return state.ending is not None

@@ -16,7 +16,7 @@ _EVENT_PREFIX: Final = re.compile(rb'(?:event:[^\r\n]{0,128}\r?\n)?data: ?(\{"ty
 _MAX_PREFIX_BYTES: Final = 256
 # The type of a life-cycle event as it is written. Inside a JSON string the quotes would be escaped.
 _LIFECYCLE_TYPES: Final = (b'"type":"response.', b'"type": "response.')
-_TERMINAL_NAMES: Final = (b'completed"', b'incomplete"', b'failed"')
+_TERMINAL_NAMES: Final = (b'completed"', b'incomplete"', b'failed"', b'cancelled"', b'done"')
 
 # The slices and bytes that a repeated event must match: where its prefix is, the prefix, where its suffix
 # is, the suffix, and where its content is.

@@ -18,6 +18,38 @@ _DELTA: Final = ".delta"
 _LIFECYCLE_PREFIX: Final = "response."
 # These follow `response.created` and repeat its response object. Only the status is new.
 _PROGRESS_TYPES: Final = frozenset({"response.in_progress", "response.queued"})
+# While these arrive, the response runs, unless its own status is final.
+_RUNNING_TYPES: Final = _PROGRESS_TYPES | {"response.created"}
+
+# The second word of the API's event types for a part of the answer: `response.output_text.done`. Such events
+# contain no response object. Some are large.
+_PARTS: Final = frozenset(
+    {
+        "audio",
+        "code_interpreter_call",
+        "code_interpreter_call_code",
+        "compaction",
+        "content_part",
+        "custom_tool_call_input",
+        "file_search_call",
+        "function_call_arguments",
+        "image_generation_call",
+        "mcp_call",
+        "mcp_call_arguments",
+        "mcp_list_tools",
+        "output_item",
+        "output_text",
+        "reasoning_summary_part",
+        "reasoning_summary_text",
+        "reasoning_text",
+        "refusal",
+        "shell_call_command",
+        "shell_call_output_content",
+        "web_search_call",
+    }
+)
+_MAX_TYPES: Final = 128
+
 # After one of these the output is complete as a rule, and the terminal event is due. After reasoning, and
 # after the code or the arguments of a hosted tool, more output follows.
 _DONE: Final = ".done"
@@ -113,20 +145,21 @@ class AnswerState:
         last_type = self._last_type or ""
         return last_type.endswith(_DONE) and not last_type.startswith(_MORE_FOLLOWS)
 
+    def stop_timing(self) -> None:
+        """Record no time of a delta: the whole body is there, and its deltas have no times of their own."""
+        self._until_timed = self.notify_at = _NEVER
+
     def stop_counting(self) -> None:
         """Ignore further events in all counts, but still update the response."""
         self._count_repeats()
         self._is_counting = False
-        self._until_timed = self.notify_at = _NEVER
+        self.stop_timing()
 
     def needs_data(self, event_type: str) -> bool:
-        """Whether the data of this event type contains the response or an error."""
+        """Whether the data of this event type may contain the response or an error."""
         if event_type in _PROGRESS_TYPES:
             return self.response.id is None
-        # Life-cycle events have one word after the prefix: `response.created`, `response.completed`.
-        return event_type == "error" or (
-            event_type.startswith(_LIFECYCLE_PREFIX) and "." not in event_type[len(_LIFECYCLE_PREFIX) :]
-        )
+        return _may_contain_response(event_type)
 
     def on_event(self, event_type: str | None, data: dict[str, Any] | None) -> None:
         """Add one event to the facts. Events after the terminal event are ignored."""
@@ -173,7 +206,7 @@ class AnswerState:
 
     def on_document(self, data: dict[str, Any]) -> None:
         """Read the facts of a complete document."""
-        response = Response.from_json(data)
+        response = Response.from_json(_response_object(data) or data)
         self.response = response.without_usage() if response.is_running else response
         self.source = UsageSource.RESPONSE
         code = error_code(data.get("error"))
@@ -181,7 +214,7 @@ class AnswerState:
             self.ending = Ending(Outcome.ERROR, code)
         else:
             # The call of a background response has succeeded, although the response still runs.
-            self.ending = ending_of(self.response, "completed")
+            self.ending = ending_of(self.response, "completed" if response.is_running else "")
 
     def on_partial_document(self, response_id: str | None, *, is_complete: bool) -> None:
         """Record the response id of a document that is incomplete or too large to parse.
@@ -200,9 +233,11 @@ class AnswerState:
     def _read_event(self, event_type: str, data: dict[str, Any]) -> None:
         status = event_type.removeprefix(_LIFECYCLE_PREFIX)
         is_terminal = event_type.startswith(_LIFECYCLE_PREFIX) and status in TERMINAL_STATUSES
-        response = data.get("response")
-        if isinstance(response, dict):
+        response = _response_object(data)
+        if response is not None:
             newer = Response.from_json(response)
+            if not is_terminal:
+                is_terminal = newer.is_terminal if event_type in _RUNNING_TYPES else newer.has_ended
             newer = newer if is_terminal else newer.without_usage()
             self.response = newer if self.response is _EMPTY_RESPONSE else self.response.merged_with(newer)
         # The SDK raises on an event with `error`, whatever its type is.
@@ -224,6 +259,23 @@ class AnswerState:
             self._events += repeats
             if self._kind is not None:
                 self._deltas[self._kind] = self._deltas.get(self._kind, 0) + repeats
+
+
+def _response_object(data: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the response object in the data of an event or in a document: a field of it, or all of it."""
+    response = data.get("response")
+    if isinstance(response, dict):
+        return response
+    return data if data.get("object") == "response" else None
+
+
+@functools.lru_cache(maxsize=_MAX_TYPES)
+def _may_contain_response(event_type: str) -> bool:
+    # A type that is not known here may end the response: servers have terminal events of their own.
+    if event_type == "keepalive" or event_type.endswith(_DELTA):
+        return False
+    words = event_type.split(".", 2)
+    return len(words) < 3 or words[0] != "response" or words[1] not in _PARTS
 
 
 @functools.lru_cache(maxsize=_MAX_KINDS)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from opentelemetry.trace import Span
 
 from .. import _fault
 from .._answer.reception import Reception
 from .._config import Config
-from .._facts.outcome import ABANDONED, CLOSED, EXIT, TRUNCATED, Ending, Outcome, ending_of
+from .._facts.outcome import ABANDONED, CANCELLED, CLOSED, EXIT, TRUNCATED, Ending, Outcome, ending_of
 from .._facts.request import Operation, ResponsesRequest
 from .._facts.response import Response, error_code
 from .._facts.usage import MissingReason, Usage, UsageSource
 from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
 from .._lookup.recovery import Recovery
 from .._telemetry.telemetry import Record, Retrieval, Telemetry
+
+# How a call ends that does not stream and whose answer has no content.
+_EMPTY: Final = Ending(Outcome.ERROR, "empty_response")
 
 MakeTarget = Callable[[str], "LookupTarget | MissingReason"]
 
@@ -154,6 +157,7 @@ class Invocation:
     @_fault.catch_and_report("reading an answer")
     def on_document(self, content: bytes) -> None:
         """Read a complete body. The call ends later, in `on_return`."""
+        self._reception.stop_timing()
         self.on_piece(content)
         self.on_remainder()
         self._reception.finish_document()
@@ -179,7 +183,8 @@ class Invocation:
             return
         reception = self._reception
         reception.finish_document()
-        self.finish(reception.ending or reception.stream_error or TRUNCATED)
+        is_empty = reception.is_empty and not self._request.streams
+        self.finish(reception.ending or reception.stream_error or (_EMPTY if is_empty else TRUNCATED))
 
     @_fault.catch_and_report("ending a call")
     def on_read_error(self, error: BaseException, *, closed: bool) -> None:
@@ -193,7 +198,7 @@ class Invocation:
         if self._reception.is_done:
             self.on_body_end()  # all events are read: the SDK reads on only to reuse the connection
         elif not isinstance(error, Exception):
-            self.finish(Ending(Outcome.CANCELLED, type(error).__name__))
+            self.finish(CANCELLED)
         else:
             ending = CLOSED if closed else Ending(Outcome.CUT, type(error).__name__)
             self.finish(self._reception.stream_error or ending)
@@ -380,7 +385,9 @@ class Invocation:
         reception.release()
         response = reception.state.response
         if self._request.operation is Operation.FETCH_RESPONSE:
-            services.recovery.observe(self._request.server, response)
+            # The answer may show the response under another id.
+            shown = response._replace(id=self._request.response_id)
+            services.recovery.observe(self._request.server, shown)
             self._write(ending, end_ns, response)
         elif response.usage is not None:
             self._write(ending, end_ns, response, usage=response.usage, source=reception.state.source)
@@ -401,19 +408,34 @@ class Invocation:
 
     def _reason_for_no_look_up(self) -> MissingReason | None:
         """Return why the usage cannot be looked up, or `None` if it can."""
-        if self._reception.state.response.id is None or self._make_target is None:
+        response = self._reception.state.response
+        if response.id is None or self._make_target is None:
             return MissingReason.NO_RESPONSE_ID
-        if not self._request.stored:
+        # A background response is stored for some ten minutes in any case.
+        if (response.is_not_stored or not self._request.stored) and not self._is_background:
             return MissingReason.NOT_STORED
         return None if self._services.config.retrieval else MissingReason.DISABLED
 
+    @property
+    def _is_background(self) -> bool:
+        """Whether the response runs in the background: by the request or by its own account."""
+        return self._request.background or self._reception.state.response.is_background
+
     def _look_up(self, ending: Ending, end_ns: int) -> MissingReason | None:
         """Start a look-up. Returns the missing reason if none can be started."""
-        config, request = self._services.config, self._request
-        timeout_s = config.background_timeout if request.background else config.retrieval_timeout
+        config, response = self._services.config, self._reception.state.response
+        timeout_s = config.background_timeout if self._is_background else config.retrieval_timeout
         self._pending_usage = _PendingUsage(ending, end_ns, self._make_target)
-        response_id = str(self._reception.state.response.id)
-        job = Job(request.server, response_id, timeout_s, self, is_background=request.background)
+        # A final response with null usage rarely gets one later. Only a cancelled one may be charged later.
+        asks_once = response.is_terminal and response.status != "cancelled"
+        job = Job(
+            self._request.server,
+            str(response.id),
+            timeout_s,
+            self,
+            is_background=self._is_background,
+            asks_once=asks_once,
+        )
         refusal = self._services.recovery.submit(job)
         if refusal is not None:
             self._pending_usage = None
@@ -437,7 +459,7 @@ class Invocation:
         self._pending_usage = pending._replace(make_target=None, has_no_target=has_no_target)
         if isinstance(target, MissingReason):
             return target
-        endpoint = Endpoint(server.address or "", server.port, self._request.background, target.tenant)
+        endpoint = Endpoint(server.address or "", server.port, self._is_background, target.tenant)
         return LookupRequest(endpoint, target)
 
     def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:
@@ -525,12 +547,11 @@ def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:
 
 
 def _ending_of_error(error: BaseException) -> Ending:
-    name = type(error).__name__
     if not isinstance(error, Exception):
-        return Ending(Outcome.CANCELLED, name)
+        return CANCELLED
     # Only SDK exceptions have the error code of the API. Other exceptions may use `code` for anything.
     code = error_code({"code": getattr(error, "code", None)}) if _is_api_error(error) else None
-    return Ending(Outcome.ERROR, code or name)
+    return Ending(Outcome.ERROR, code or type(error).__name__)
 
 
 def _is_api_error(error: BaseException) -> bool:

@@ -23,7 +23,8 @@ class Outcome(str, Enum):
     EXIT = "exit"
 
 
-_NOT_ERRORS: Final = frozenset({Outcome.COMPLETED, Outcome.INCOMPLETE, Outcome.CLOSED})
+# The application itself closes a stream or cancels the task that reads it.
+_NOT_ERRORS: Final = frozenset({Outcome.COMPLETED, Outcome.INCOMPLETE, Outcome.CLOSED, Outcome.CANCELLED})
 
 _FINISH_REASONS: Final = {"max_output_tokens": "length", "max_tokens": "length"}
 
@@ -52,6 +53,7 @@ class Ending(NamedTuple):
 
 TRUNCATED: Final = Ending(Outcome.TRUNCATED, "stream_truncated")
 CLOSED: Final = Ending(Outcome.CLOSED)
+CANCELLED: Final = Ending(Outcome.CANCELLED)
 ABANDONED: Final = Ending(Outcome.ABANDONED, "stream_abandoned")
 EXIT: Final = Ending(Outcome.EXIT, "process_exit")
 
@@ -71,11 +73,16 @@ def ending_of(response: Response, fallback_status: str) -> Ending:
         response: The latest state of the response object.
         fallback_status: The status that follows from the event type or from the kind of answer. It is used
             only if the response object has no final status. Some servers omit the status. Other servers
-            send the event `response.completed` for every response, so the object is more reliable.
+            send the event `response.completed` for every response, so the object is more reliable. If this
+            is not a final status either, the error or the incomplete reason of the response decides.
 
     """
-    status = response.status if response.status in _OUTCOME_BY_STATUS else fallback_status
-    outcome = _OUTCOME_BY_STATUS.get(status, Outcome.COMPLETED)
+    outcome = _OUTCOME_BY_STATUS.get(response.status or "") or _OUTCOME_BY_STATUS.get(fallback_status)
+    if outcome is None:
+        if response.error_code is not None:
+            outcome = Outcome.FAILED
+        else:
+            outcome = Outcome.COMPLETED if response.incomplete_reason is None else Outcome.INCOMPLETE
     if outcome is Outcome.FAILED:
         return Ending(outcome, response.error_code or "failed")
     return Ending(outcome)

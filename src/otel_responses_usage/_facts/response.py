@@ -37,6 +37,8 @@ class Response(NamedTuple):
     incomplete_reason: str | None = None
     error_code: str | None = None
     calls_tools: bool = False
+    is_background: bool = False
+    is_not_stored: bool = False
 
     @property
     def is_terminal(self) -> bool:
@@ -47,6 +49,14 @@ class Response(NamedTuple):
     def is_running(self) -> bool:
         """Whether the server still works on this response."""
         return self.status in _RUNNING_STATUSES
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the response is final: by its status, or because it has usage and does not run.
+
+        Some servers omit the status or send a status of their own.
+        """
+        return self.is_terminal or (self.usage is not None and not self.is_running)
 
     @classmethod
     def from_json(cls, response: Mapping[str, Any]) -> Response:
@@ -62,6 +72,9 @@ class Response(NamedTuple):
             error_code=error_code(response.get("error")),
             calls_tools=isinstance(output, list)
             and any(isinstance(item, dict) and item.get("type") in _TOOL_CALL_ITEMS for item in output),
+            is_background=response.get("background") is True,
+            # Organisations without data retention get `false` here, whatever the request says.
+            is_not_stored=response.get("store") is False,
         )
 
     def without_usage(self) -> Response:
@@ -74,6 +87,15 @@ class Response(NamedTuple):
     def merged_with(self, newer: Response) -> Response:
         """Return the newer facts of the same response. A field that is missing there keeps its old value."""
         return Response._make(new or old for new, old in zip(newer, self, strict=True))
+
+
+def is_response_object(document: Mapping[str, Any]) -> bool:
+    """Return whether a decoded JSON object is a response, and not an error, a list or another object."""
+    kind = document.get("object")
+    if kind is not None:
+        return bool(kind == "response")
+    # Some servers leave out the kind.
+    return isinstance(document.get("id"), str) and bool(document.keys() & {"status", "usage", "output"})
 
 
 def error_code(error: object) -> str | None:

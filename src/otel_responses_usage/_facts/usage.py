@@ -77,5 +77,8 @@ class Usage(NamedTuple):
 
 def _token_count(counts: object, name: str) -> int | None:
     value = counts.get(name) if isinstance(counts, dict) else None
+    # JSON does not distinguish 11 from 11.0. NaN, infinity and fractions are not whole numbers.
+    if type(value) is float and value.is_integer():
+        value = int(value)
     # `type` excludes `True`, which is an int in Python. Exporters cannot write more than 64 bits.
     return value if type(value) is int and 0 <= value <= _MAX_INT64 else None

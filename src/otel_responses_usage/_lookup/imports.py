@@ -1,4 +1,4 @@
-"""Imports that are made when they are needed first, in whatever thread, and forks that wait for them."""
+"""A lock that is held during late imports. A fork waits for it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 import threading
 from typing import Final
 
-_PATIENCE_S: Final = 1.0
+# A fork waits at most so long.
+_FORK_TIMEOUT_S: Final = 1.0
 
-# Held while something is imported late: a child that inherits a half-done import can never do it.
+# A child process that inherits a half-done import can never finish it.
 late_import: Final = threading.Lock()
 
 
 class _Forks:
-    """Keeps imports of ours and forks of the application's apart, and never holds up a fork for long."""
+    """Lets the forks of the application wait for a late import, for a limited time."""
 
     def __init__(self) -> None:
         self._is_held = False
@@ -21,7 +22,7 @@ class _Forks:
             os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._after)
 
     def _before(self) -> None:
-        self._is_held = late_import.acquire(timeout=_PATIENCE_S)
+        self._is_held = late_import.acquire(timeout=_FORK_TIMEOUT_S)
 
     def _after(self) -> None:
         if self._is_held:

@@ -1,4 +1,4 @@
-"""A response whose usage is to be looked up: for whom, where, and with what result."""
+"""A look-up of one response: its request, its result, and the call that gets the result."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .._facts.usage import MissingReason, Usage, UsageSource
 
 
 class LookupTarget(Protocol):
-    """How to ask for one response. Only the retriever knows more of it."""
+    """How to ask for one response. Only the retriever reads the rest of it."""
 
     @property
     def tenant(self) -> int:
-        """A number that stands for the credentials and tells nothing of them."""
+        """A number that differs with the credentials. It does not reveal them."""
         ...
 
 
@@ -56,13 +56,12 @@ class LookupListener(Protocol):
     def on_begin(self, job: Job) -> LookupRequest | MissingReason:
         """Return what to ask for, or the reason why it cannot be asked.
 
-        Called before the first request, on a thread of the look-ups: it takes time that the application
-        shall not spend.
+        Called before the first request, on a thread of the look-ups, because it takes some time.
         """
         ...
 
     def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:
-        """Take the result, and where the usage was read. Called once, on any thread."""
+        """Take the result and the source of the usage. Called once, on any thread."""
         ...
 
 
@@ -72,29 +71,41 @@ class Job:
     Attributes:
         server: The server that the application's call went to.
         response_id: The response to ask for.
-        patience_s: How long to ask. Time in which it is not asked does not count.
+        timeout_s: The time limit. Time before the first request does not count.
         listener: The call that gets the result.
         is_background: Whether the response may take minutes.
+        asks_once: Whether to send one request only. Its failure says nothing about the server.
         attempts: Requests made so far.
 
     """
 
-    __slots__ = ("_open", "attempts", "is_background", "listener", "patience_s", "response_id", "server")
+    __slots__ = (
+        "_open",
+        "asks_once",
+        "attempts",
+        "is_background",
+        "listener",
+        "response_id",
+        "server",
+        "timeout_s",
+    )
 
     def __init__(
         self,
         server: Server,
         response_id: str,
-        patience_s: float,
+        timeout_s: float,
         listener: LookupListener,
         *,
         is_background: bool = False,
+        asks_once: bool = False,
     ) -> None:
         self.server = server
         self.response_id = response_id
-        self.patience_s = patience_s
+        self.timeout_s = timeout_s
         self.listener = listener
         self.is_background = is_background
+        self.asks_once = asks_once
         self.attempts = 0
         self._open: list[None] = [None]
 

@@ -18,13 +18,17 @@ from .job import Endpoint, Job, LookupRequest, LookupResult
 from .retrieval import Answer, Attempt, DeadlinePassed, Failure, RetrievalPolicy, Wait, retrieval_flow
 
 _SHORTEST_TIMEOUT_S: Final = 0.01
+# Where responses never end, a look-up sends one request. It is sent so long before the end of its time limit,
+# or, if that is less, this share of the time limit before its end. So a response that takes long is found.
+_LAST_REQUEST_S: Final = 5.0
+_LAST_REQUEST_SHARE: Final = 0.1
 
 
 class Retriever(Protocol):
     """Sends the requests. Any thread may call any method at any time."""
 
     def get(self, target: Any, timeout_s: float) -> Answer:
-        """Ask once for a response. Never raises for what a server or a network can do."""
+        """Send one request. Errors of the server and the network are part of the answer."""
         ...
 
     def close(self) -> None:
@@ -47,8 +51,8 @@ class LookUps:
 
     Attributes:
         retriever: Sends the requests.
-        policy: The patience of a look-up.
-        circuits: The circuit breakers.
+        policy: The time limits and pauses of a look-up.
+        circuits: What is known of the endpoints.
         put: Has a callback run on a thread of the look-ups.
         finish: Takes the result of a job.
 
@@ -83,13 +87,14 @@ class LookUp:
     """One look-up under way. One thread at a time advances it.
 
     Attributes:
-        has_seen: It has been shown its response, and may ask again whatever happens to the circuit.
-        has_slot: It is one of the first at an endpoint of which nothing is known.
+        has_seen: The server has returned the response. The look-up may ask again even if the circuit opens.
+        has_slot: It is one of the first look-ups at an endpoint of which nothing is known.
         is_trial: It is the trial of an open circuit.
 
     """
 
     __slots__ = (
+        "_asks_late",
         "_attempt",
         "_flow",
         "_is_judged",
@@ -106,11 +111,12 @@ class LookUp:
         self._lookups = lookups
         self._job = job
         self._request = request
-        # Requests and the pauses between them use it up. What else takes time is not the server's doing.
-        self._left_s = job.patience_s
-        self._flow = retrieval_flow(job.response_id, lookups.policy)
-        self._attempt: Attempt | None = None  # due, and not made yet
-        self._is_judged = True  # the circuit breaker learns of the result
+        # Only requests and the pauses between them count. Other delays are not caused by the server.
+        self._left_s = job.timeout_s
+        self._flow = retrieval_flow(job.response_id, lookups.policy, asks_once=job.asks_once)
+        self._attempt: Attempt | None = None  # the next request, not sent yet
+        self._asks_late: bool | None = None  # decided before the first request
+        self._is_judged = False  # whether the circuit breaker learns of the result
         self.has_seen = False
         self.has_slot = False
         self.is_trial = False
@@ -126,31 +132,40 @@ class LookUp:
         try:
             if self._job.is_open:
                 return self._advance()
-            self._end(None)  # the application itself was shown the usage, or the process ends
+            self._end(None)  # the application was shown the usage itself, or the process ends
         except StopIteration as end:
             self._end(end.value)
         except Exception:
             _fault.report("looking a response up")
             self._end(LookupResult(None, MissingReason.TRANSPORT_ERROR))
-        except BaseException:  # the thread ends: gevent kills it, or Ctrl-C reached it
+        except BaseException:  # the thread ends: gevent kills it, or Ctrl-C arrives in it
             self._end(LookupResult(None, MissingReason.SHUTDOWN))
             raise
         return None
 
     def _advance(self) -> float | None:
+        circuits, endpoint = self._lookups.circuits, self._request.endpoint
+        if self._asks_late is None:
+            self._asks_late = circuits.never_ends(endpoint)
+            if self._asks_late:
+                return self._spend(self._left_s - min(_LAST_REQUEST_S, self._left_s * _LAST_REQUEST_SHARE))
         attempt = self._attempt = self._attempt or self._next_attempt()
-        admission = self._lookups.circuits.admit(self._request.endpoint, self)
+        admission = circuits.admit(endpoint, self)
         if admission is Admission.QUEUED:
             return None
         if admission is Admission.REFUSED:
             self._end(LookupResult(None, MissingReason.CIRCUIT_OPEN))
             return None
+        if admission is not Admission.ADMITTED:
+            return self._wait_for_connection(admission)
         self._attempt = None
         pause = self._flow.send(self._ask(attempt))
         assert isinstance(pause, Wait)  # noqa: S101  # after each answer
-        pause_s = max(0.0, min(pause.seconds, self._left_s))
-        self._left_s -= pause.seconds
-        return pause_s
+        if pause.time_limit_s is not None:
+            self._left_s = min(self._left_s, pause.time_limit_s)
+        if self._asks_late and self.has_seen:
+            self._left_s = 0.0
+        return self._spend(pause.seconds)
 
     def _next_attempt(self) -> Attempt:
         is_new = self._job.attempts == 0
@@ -161,22 +176,42 @@ class LookUp:
         assert isinstance(step, Attempt)  # noqa: S101  # at first, and after each pause
         return step
 
+    def _wait_for_connection(self, seconds: float) -> float | None:
+        """Wait because the server refuses connections. If the time is up, the look-up ends."""
+        if self._left_s <= 0:
+            self._is_judged = True
+            self._end(LookupResult(None, MissingReason.TRANSPORT_ERROR))
+            return None
+        return self._spend(seconds)
+
+    def _spend(self, seconds: float) -> float:
+        """Return how long to wait: the given time, or what is left of the time limit."""
+        wait_s = max(0.0, min(seconds, self._left_s))
+        self._left_s -= seconds
+        return wait_s
+
     def _ask(self, attempt: Attempt) -> Answer:
-        job, began = self._job, time.monotonic()
+        job, circuits, endpoint = self._job, self._lookups.circuits, self._request.endpoint
+        began = time.monotonic()
         job.attempts += 1
         timeout_s = max(_SHORTEST_TIMEOUT_S, min(attempt.timeout_s, self._left_s))
+        self._is_judged = True
         with suppress_instrumentation():
             answer = self._lookups.retriever.get(self._request.target, timeout_s)
         self._left_s -= time.monotonic() - began
-        self._is_judged = answer.failure is not Failure.RESOURCES
-        if answer.status == 200 and answer.response is not None and answer.response.id == job.response_id:
+        if answer.failure is Failure.RESOURCES:
+            self._is_judged = False
+        else:
+            self._is_judged = not job.asks_once
+            circuits.learn_connection(endpoint, is_refused=answer.failure is Failure.UNREACHABLE)
+        if answer.status == 200 and answer.response is not None:
             self.has_seen = True
-            self._lookups.circuits.learn(self._request.endpoint, self, Verdict.ALIVE)
+            circuits.learn(endpoint, self, Verdict.ALIVE)
         return answer
 
     def _end(self, result: LookupResult | None) -> None:
         job, verdict = self._job, Verdict.NOTHING
-        if result is not None and job.is_open and job.attempts and self._is_judged:
+        if result is not None and job.is_open and self._is_judged:
             verdict = verdict_of(result)
         self._lookups.circuits.leave(self._request.endpoint, self, verdict)
         if result is not None:
@@ -194,9 +229,8 @@ class Admission(Enum):
 class Circuits:
     """The circuit breakers of the endpoints asked lately. Any thread may call any method.
 
-    At an endpoint of which nothing is known only so many look-ups are under way as its circuit takes to
-    open. The others wait. So a server without stored responses gets a handful of requests, however many
-    streams it loses at once.
+    At an endpoint of which nothing is known, only so many look-ups run as open its circuit. The others wait.
+    So a server without stored responses gets few requests, however many streams end at once.
     """
 
     _MOST: Final = 256
@@ -208,33 +242,51 @@ class Circuits:
         self._lock = threading.Lock()
         self._entries: dict[Endpoint, _Entry] = {}
 
-    def admit(self, endpoint: Endpoint, lookup: LookUp) -> Admission:
-        """Say whether a look-up may send a request. One that is queued is advanced when its turn has come."""
+    def admit(self, endpoint: Endpoint, lookup: LookUp) -> Admission | float:
+        """Say whether a look-up may send a request now.
+
+        Returns:
+            The admission, or after how many seconds to try again because the server refuses connections. A
+            queued look-up is advanced when its turn has come.
+
+        """
         with self._lock:
             entry = self._entry(endpoint)
             circuit = entry.circuit
             if lookup.has_seen or lookup.is_trial:
-                return Admission.ADMITTED
-            if circuit.is_open:
+                pass
+            elif circuit.is_open:
                 lookup.is_trial = circuit.begin_trial(time.monotonic())
-                return Admission.ADMITTED if lookup.is_trial else Admission.REFUSED
-            if circuit.is_unknown and not lookup.has_slot:
+                if not lookup.is_trial:
+                    return Admission.REFUSED
+            elif circuit.is_unknown and not lookup.has_slot:
                 if not entry.free_slots:
                     entry.queued.append(lookup)
                     return Admission.QUEUED
                 entry.free_slots -= 1
                 lookup.has_slot = True
-            return Admission.ADMITTED
+            return circuit.reconnect_wait_s(time.monotonic()) or Admission.ADMITTED
+
+    def never_ends(self, endpoint: Endpoint) -> bool:
+        """Whether the last responses of an endpoint all were still in progress when their time was up."""
+        with self._lock:
+            entry = self._entries.get(endpoint)
+            return entry is not None and entry.circuit.never_ends
+
+    def learn_connection(self, endpoint: Endpoint, *, is_refused: bool) -> None:
+        """Note whether a request got a connection to the server."""
+        with self._lock:
+            self._entry(endpoint).circuit.learn_connection(time.monotonic(), is_refused=is_refused)
 
     def learn(self, endpoint: Endpoint, lookup: LookUp, verdict: Verdict) -> None:
-        """Take what a look-up says of its endpoint."""
+        """Take the verdict of a look-up that goes on."""
         with self._lock:
             self._learn(endpoint, lookup, verdict)
 
     def leave(self, endpoint: Endpoint, lookup: LookUp, verdict: Verdict) -> None:
-        """The same, of a look-up that sends no further request.
+        """Take the verdict of a look-up that has ended.
 
-        One that has failed keeps its slot. The next one may begin only where nothing was learned.
+        A failed look-up keeps its slot. The next one may only begin if nothing was learned.
         """
         with self._lock:
             entry = self._learn(endpoint, lookup, verdict)

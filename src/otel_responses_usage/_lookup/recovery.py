@@ -145,7 +145,7 @@ class Recovery:
     def observe(self, server: Server, response: Response) -> None:
         """Settle the job that waits for this response, if the application itself was shown its usage."""
         job = self._by_response.get((server, response.id)) if response.id is not None else None
-        if job is not None and response.is_terminal and response.usage is not None:
+        if job is not None and response.has_ended and response.usage is not None:
             self._finish(job, LookupResult(response.usage, None, response), UsageSource.OBSERVATION)
 
     def flush(self, timeout_s: float, *, includes_background: bool) -> bool:

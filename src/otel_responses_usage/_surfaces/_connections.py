@@ -1,13 +1,14 @@
-"""HTTP/1.1 connections to the servers that are asked for responses.
+"""HTTP/1.1 connections for the requests of the look-ups.
 
-They are not those of the HTTP library, whose log lines would appear in the application's log, and whose GET
-takes more than twice the processor time. `http.client` reads the answers; its `HTTPConnection` is not used,
-because other instrumentations replace its methods.
+The HTTP library is not used for them: it writes log lines, and its GET takes more than twice the processor
+time. `http.client` reads the answers. Its `HTTPConnection` is not used, because other instrumentations
+replace its methods.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import io
 import socket
@@ -16,18 +17,33 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
-# An idle connection is kept for so long; servers close theirs after 5 s and more.
+# An idle connection is kept for so long. Servers close theirs after 5 s or more.
 _KEEP_S: Final = 5.0
 _MOST_IDLE: Final = 32
 _MOST_INTERIM: Final = 8
-# What the server has closed in the meantime, it closed without an answer.
+_BUFFER: Final = 65_536
+# Raised if the server has closed an idle connection. The request is then sent on a new one.
 _CLOSED_MEANWHILE: Final = (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError)
+# This process lacks something. These errors say nothing about the server.
+_LACKING: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAGAIN}
+)
+
+
+class NotConnectedError(OSError):
+    """There is no connection: it was refused, or the name or the route of the server is unknown."""
+
+
+def lacks_resources(error: OSError) -> bool:
+    """Return whether this process lacks file descriptors, ports or memory."""
+    return error.errno in _LACKING and not isinstance(error, (ssl.SSLError, socket.gaierror))
 
 
 class Destination(NamedTuple):
-    """Where connections lead. Those of equal destinations are shared.
+    """Where connections lead to. Equal destinations share their connections.
 
     Attributes:
         host: The host of the server.
@@ -59,7 +75,7 @@ class Connections:
     def __init__(self, largest_body: int) -> None:
         self._largest_body = largest_body
         self._lock = threading.Lock()
-        self._idle: deque[_Connection] = deque()  # the last used is the last in the order
+        self._idle: deque[_Connection] = deque()  # ordered by last use
         self._in_use: dict[_Connection, None] = {}
         self._interrupted = False
 
@@ -68,7 +84,8 @@ class Connections:
 
         Raises:
             TimeoutError: The time was up.
-            OSError: The server could not be reached, or the connection broke.
+            NotConnectedError: There is no connection to the server.
+            OSError: The connection broke, or this process lacks resources.
             http.client.HTTPException: The server does not speak HTTP.
 
         """
@@ -89,7 +106,7 @@ class Connections:
         _close(idle)
 
     def interrupt(self) -> None:
-        """End the requests that are under way: they raise `OSError`. There will be no others."""
+        """End the requests that are under way. They raise `OSError`. No request may follow."""
         self._interrupted = True
         for connection in list(self._in_use):
             connection.interrupt()
@@ -140,16 +157,18 @@ class _Connection:
 
     def ask(self, request: bytes, deadline: float, largest_body: int) -> tuple[Reply, bool]:
         """Send a request; return the answer, and whether the connection can be used again."""
-        answer = _Incoming(self._socket, deadline)
-        self._socket.settimeout(answer.left_s())
+        incoming = _Incoming(self._socket, deadline)
+        file = io.BufferedReader(incoming, _BUFFER)
+        source: Any = SimpleNamespace(makefile=lambda _: file)  # the one method of a socket that is used
+        self._socket.settimeout(incoming.left_s())
         self._socket.sendall(request)
         interim = []
         while True:
-            response = http.client.HTTPResponse(answer, method="GET")  # type: ignore[arg-type]
+            response = http.client.HTTPResponse(source, method="GET")
             response.begin()
             if response.status >= 200:
                 break
-            interim.append(response)  # dropped, it would close what the next one reads from
+            interim.append(response)  # kept, because its finalizer closes the shared file
             if len(interim) > _MOST_INTERIM:
                 raise http.client.BadStatusLine("too many interim responses")
         body = response.read(largest_body + 1)
@@ -158,9 +177,15 @@ class _Connection:
         return reply, is_whole and not response.will_close
 
     def interrupt(self) -> None:
-        """Wake the thread that reads. Not by the `shutdown` of TLS, which would disturb that thread."""
-        with contextlib.suppress(OSError, TypeError):
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        """Wake the thread that reads."""
+        # The `shutdown` of a TLS socket would also drop the TLS state, which that thread uses. The sockets of
+        # eventlet have no such method in their class.
+        shutdown = getattr(socket.socket, "shutdown", None)
+        with contextlib.suppress(Exception):
+            if shutdown is None:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            else:
+                shutdown(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -168,22 +193,18 @@ class _Connection:
 
 
 class _Incoming(io.RawIOBase):
-    """What arrives on a socket until a deadline, for `http.client`, which asks a socket for a file."""
+    """Reads from a socket until a deadline."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._socket = sock
         self._deadline = deadline
-        self._file = io.BufferedReader(self, 65_536)
         self._has_read = False
-
-    def makefile(self, mode: str) -> Any:  # noqa: ARG002  # the signature of a socket's
-        return self._file
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        if self._has_read:  # the first time it has just been set
+        if self._has_read:  # before the first read, the timeout has just been set
             self._socket.settimeout(self.left_s())
         self._has_read = True
         return self._socket.recv_into(buffer)
@@ -197,22 +218,39 @@ class _Incoming(io.RawIOBase):
 
 
 def _connect(destination: Destination, timeout_s: float) -> socket.socket:
-    host, port, ssl_context, uds, local_address = destination
-    if uds is not None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    else:
-        source = (local_address, 0) if local_address else None
-        sock = socket.create_connection((host, port), timeout_s, source)
     try:
-        if uds is not None:
-            sock.settimeout(timeout_s)
-            sock.connect(uds)
-        else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock if ssl_context is None else ssl_context.wrap_socket(sock, server_hostname=host)
+        sock = _open_socket(destination, timeout_s)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        if lacks_resources(error):
+            raise
+        raise NotConnectedError from error
+    try:
+        if destination.ssl_context is not None:
+            # As the HTTP library does at each connection: another client may use this context for HTTP/2.
+            destination.ssl_context.set_alpn_protocols(["http/1.1"])
+            return destination.ssl_context.wrap_socket(sock, server_hostname=destination.host)
     except BaseException:
         sock.close()
         raise
+    return sock
+
+
+def _open_socket(destination: Destination, timeout_s: float) -> socket.socket:
+    if destination.uds is None:
+        source = (destination.local_address, 0) if destination.local_address else None
+        sock = socket.create_connection((destination.host, destination.port), timeout_s, source)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(destination.uds)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _close(connections: Iterable[_Connection]) -> None:

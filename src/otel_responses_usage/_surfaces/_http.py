@@ -27,7 +27,7 @@ from .._facts.request import (
     is_create,
     returned_response_id,
 )
-from .._facts.response import Response
+from .._facts.response import Response, is_response_object
 from .._facts.usage import MissingReason
 from .._lookup.imports import late_import
 from ._tap import tap
@@ -134,8 +134,10 @@ class HttpSurface:
         server = _server(client, options.url)
         if self._ledger.is_pending(server, unquote(response_id)) and _is_body_read(response):
             document = response.json()
-            if isinstance(document, dict):
-                self._ledger.observe(server, Response.from_json(document))
+            if isinstance(document, dict) and is_response_object(document):
+                # The answer may show the response under another id.
+                shown = Response.from_json(document)._replace(id=unquote(response_id))
+                self._ledger.observe(server, shown)
 
     def _open_scope(self, client: Any, args: Any, kwargs: Any) -> _RequestScope | None:
         """Open a call and return the scope for its request.
@@ -158,33 +160,55 @@ class HttpSurface:
 class _TargetFactory:
     """Makes the look-up target for a response id. Each open stream has one.
 
-    It keeps no reference to the client: a dropped client must close its connections at once, in its own
-    thread. It keeps no reference to the request, which contains the prompt.
+    It keeps no reference to the clients: a dropped client must close its connections at once, in its own
+    thread. It keeps no reference to the request, which contains the prompt. The default headers belong to
+    the clients, and all their streams share them.
     """
 
-    __slots__ = ("_client_class", "_headers", "_transport", "_url")
+    __slots__ = ("_client_class", "_client_headers", "_default_headers", "_headers", "_transport", "_url")
 
-    def __init__(self, http_client: Any, request: Any) -> None:
+    def __init__(self, client: Any, request: Any) -> None:
+        http_client = client._client  # noqa: SLF001
         choose = getattr(http_client, "_transport_for_url", None)
         self._transport = choose(request.url) if choose is not None else None
         self._client_class = type(http_client)
         self._url = request.url
         self._headers = request.headers
+        self._default_headers = getattr(client, "_custom_headers", ())
+        self._client_headers = getattr(http_client, "headers", ())
 
     def __call__(self, response_id: str) -> Target | MissingReason:
         with late_import:
             from ._retrieve import make_target
-        return make_target(self._transport, self._client_class, self._url, self._headers, response_id)
+        default_names = (*self._default_headers, *self._client_headers)
+        return make_target(
+            self._transport, self._client_class, self._url, self._headers, default_names, response_id
+        )
+
+
+def _no_target(response_id: str) -> MissingReason:  # noqa: ARG001  # called like a `_TargetFactory`
+    """Return the reason for an answer that no connection carried: a test has mocked the transport."""
+    return MissingReason.TRANSPORT_ERROR
 
 
 def _attach(invocation: Invocation, client: Any, response: Any) -> None:
     first = response.history[0] if response.history else response
-    if not invocation.on_answer(_TargetFactory(client._client, first.request)):  # noqa: SLF001
+    make_target = _TargetFactory(client, first.request) if _has_connection(response) else _no_target
+    if not invocation.on_answer(make_target):
         return
     if _is_body_read(response):
         invocation.on_document(response.content)
     else:
         tap(response, invocation)
+
+
+def _has_connection(response: Any) -> bool:
+    """Return whether a connection carried the answer. A mocked transport makes its answers itself."""
+    if "network_stream" in response.extensions:
+        return True
+    # aiohttp behind the interface of the HTTP library
+    stream = getattr(response.stream, "_stream", None)
+    return getattr(getattr(stream, "_aiohttp_response", None), "_protocol", None) is not None
 
 
 def _is_body_read(response: Any) -> bool:

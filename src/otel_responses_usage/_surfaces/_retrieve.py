@@ -1,7 +1,7 @@
-"""Asks for a response again, with the application's credentials and settings, on connections of our own.
+"""Sends the requests of the look-ups, with the credentials and settings of the application.
 
-The application's connection pool is never touched. An async pool belongs to the application's event loop,
-and in any pool a request of ours could take the connection that the application waits for.
+They use their own connections, never those of the application's connection pool. An async pool belongs to
+the event loop of the application. And a look-up could take a connection that the application waits for.
 """
 
 from __future__ import annotations
@@ -9,28 +9,30 @@ from __future__ import annotations
 import base64
 import contextlib
 import email.utils
-import errno
+import functools
 import http.client
 import importlib
 import json
-import socket
+import logging
+import re
 import ssl
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from opentelemetry import propagate
 
-from .._facts.response import Response
+from .._facts.response import Response, is_response_object
 from .._facts.usage import MissingReason
 from .._lookup.imports import late_import
 from .._lookup.retrieval import Answer, Failure
-from ._connections import Connections, Destination, Reply
+from ._connections import Connections, Destination, NotConnectedError, Reply, lacks_resources
 
-# Headers that belong to the request that made the response, not to the application's settings.
+# Headers that describe one request and its body. They are never sent again.
 _OF_THE_REQUEST: Final = frozenset(
     {
         b"accept",
@@ -46,28 +48,92 @@ _OF_THE_REQUEST: Final = frozenset(
         b"x-stainless-retry-count",
     }
 )
-_CREDENTIALS: Final = ("authorization", "api-key")
+# Headers that are sent again by name. The default headers of the application's clients are sent again, too.
+_KEPT: Final = frozenset(
+    {
+        b"accept-encoding",
+        b"accept-language",
+        b"anthropic-beta",
+        b"azureml-model-deployment",
+        b"cf-aig-byok-alias",
+        b"cookie",
+        b"copilot-integration-id",
+        b"helicone-openai-api-base",
+        b"helicone-target-provider",
+        b"helicone-target-url",
+        b"host",
+        b"user-agent",
+        b"x-stainless-arch",
+        b"x-stainless-async",
+        b"x-stainless-lang",
+        b"x-stainless-os",
+        b"x-stainless-package-version",
+        b"x-stainless-runtime",
+        b"x-stainless-runtime-version",
+        b"x-vercel-protection-bypass",
+    }
+)
+# Gateways that choose the account and the provider by headers of these names.
+_KEPT_PREFIXES: Final = (b"cf-access-", b"openai-", b"x-portkey-")
+# A header with one of these words in its name holds a credential, an account, or the version of an API.
+_KEPT_WORDS: Final = frozenset(
+    {
+        b"account",
+        b"auth",
+        b"authentication",
+        b"bearer",
+        b"credential",
+        b"credentials",
+        b"jwt",
+        b"key",
+        b"org",
+        b"organisation",
+        b"organization",
+        b"passwd",
+        b"password",
+        b"project",
+        b"tenant",
+        b"version",
+        b"workspace",
+    }
+)
+_KEPT_SUFFIXES: Final = (b"apikey", b"authorization", b"client-id", b"secret", b"token")
+# A header with one of these words belongs to one request, even if its name has a word from above.
+_WORDS_OF_ONE_REQUEST: Final = frozenset(
+    {
+        b"cache",
+        b"correlation",
+        b"dedup",
+        b"deduplication",
+        b"idempotency",
+        b"metadata",
+        b"nonce",
+        b"request",
+        b"span",
+        b"trace",
+    }
+)
+# Credentials for which a server can answer differently.
+_CREDENTIALS: Final = ("authorization", "api-key", "x-api-key")
 _SIGNATURE: Final = "AWS4-"
-# Clients that the SDK makes itself, when the application gives it none: all with the same TLS settings.
+# HTTP clients that the SDK makes itself if the application gives it none. They have the same TLS settings.
 _CLIENTS_OF_THE_SDK: Final = frozenset({"SyncHttpxClientWrapper", "AsyncHttpxClientWrapper"})
 _MOST_REDIRECTS: Final = 3
 _LARGEST_BODY: Final = 64 * 1024 * 1024
 _MOST_TRANSPORTS: Final = 16
 _PORTS: Final = {b"https": 443, b"http": 80}
-# What this process lacks says nothing about the server.
-_LACKING: Final = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAGAIN}
-)
+# Segments that a server or a proxy removes from a path.
+_DOT_SEGMENTS: Final = frozenset({"", ".", ".."})
 
 
 class TransportSettings(NamedTuple):
-    """How the application's HTTP client reaches a server. Connections are shared by equal settings.
+    """How the application's HTTP client reaches a server. Equal settings share their connections.
 
     Attributes:
         library: The HTTP library's name, `httpx` or `httpx2`.
-        ssl_context: The application's own, with its authorities and client certificates; `None` where no
-            TLS is spoken.
-        proxy: URL and headers of the proxy, and the context for speaking TLS with it.
+        ssl_context: The application's context, with its authorities and client certificates. `None` for
+            plain HTTP.
+        proxy: The URL and headers of the proxy, and the context for TLS to the proxy.
         uds: Path of a Unix socket.
         local_address: The address that connections are made from.
         http1: Whether the application may speak HTTP/1.1.
@@ -85,7 +151,7 @@ class TransportSettings(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether connections of our own serve: HTTP/1.1 without a proxy."""
+        """Whether `Connections` can be used: HTTP/1.1 without a proxy."""
         return self.proxy is None and self.http1 and not self.http2
 
     def __repr__(self) -> str:
@@ -93,9 +159,9 @@ class TransportSettings(NamedTuple):
 
 
 class Target(NamedTuple):
-    """One response of one server, with the headers that the application sent when it made it.
+    """One response of one server, and the headers for its request.
 
-    `tenant` stands for the credentials among the headers; it is drawn anew in each process.
+    `tenant` is a hash of the credentials. It differs between processes.
     """
 
     settings: TransportSettings
@@ -115,30 +181,66 @@ class _Origin(NamedTuple):
 
 
 def make_target(
-    transport: Any, client_class: type, url: Any, headers: Any, response_id: str
+    transport: Any,
+    client_class: type,
+    url: Any,
+    headers: Any,
+    default_names: Iterable[str],
+    response_id: str,
 ) -> Target | MissingReason:
-    """Return where a response can be asked for, or why it cannot.
+    """Return the target of a look-up, or the reason why there is none.
 
     Args:
-        transport: What the application's HTTP client has sent the request with.
-        client_class: The class of that HTTP client.
-        url: The URL of the HTTP request that made the response, as it was sent.
-        headers: The headers of that request, as they were sent.
-        response_id: The response; whatever is in it, it stays one segment of the path.
+        transport: The transport that sent the application's request.
+        client_class: The class of the application's HTTP client.
+        url: The URL of that request.
+        headers: The headers of that request, as sent.
+        default_names: The names of the default headers of the application's clients.
+        response_id: The id of the response. It becomes one segment of the path.
 
     """
+    if response_id in _DOT_SEGMENTS:  # it would lead to another path, with the credentials
+        return MissingReason.UNSUPPORTED
     settings = _settings(transport, client_class, url)
-    if settings is None:  # what the application put in place of a transport is not known here
+    if settings is None:  # an unknown transport may change requests in any way
         return MissingReason.TRANSPORT_ERROR
     if headers.get("authorization", "").startswith(_SIGNATURE):
         return MissingReason.UNAUTHORIZED  # it signs that one request
     path, mark, query = url.raw_path.partition(b"?")
     path = b"%b/%b%b%b" % (path.rstrip(b"/"), quote(response_id, safe="").encode("ascii"), mark, query)
-    dropped = _OF_THE_REQUEST | {name.lower().encode() for name in propagate.get_global_textmap().fields}
-    sent = [(name, value) for name, value in headers.raw if name.lower() not in dropped]
-    sent.append((b"accept", b"application/json"))
     tenant = hash(tuple(headers.get(name) for name in _CREDENTIALS))
-    return Target(settings, _origin(url), path, tuple(sent), tenant)
+    return Target(settings, _origin(url), path, _headers(headers.raw, default_names), tenant)
+
+
+def _headers(
+    sent: Iterable[tuple[bytes, bytes]], default_names: Iterable[str]
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers for the request of a look-up.
+
+    A list says what is sent again: credentials, organisation and project, versions, user agent, cookies, and
+    the default headers of the application's clients, by which gateways choose a route. Everything else
+    belongs to the one request that it was sent with, such as trace contexts and request ids.
+    """
+    defaults = {str(name).lower().encode() for name in default_names}
+    dropped = _OF_THE_REQUEST | {name.lower().encode() for name in propagate.get_global_textmap().fields}
+    kept = [
+        (name, value)
+        for name, value in sent
+        if (lower := name.lower()) not in dropped and (lower in defaults or _is_kept(lower))
+    ]
+    kept.append((b"accept", b"application/json"))
+    return tuple(kept)
+
+
+@functools.lru_cache(maxsize=256)
+def _is_kept(name: bytes) -> bool:
+    """Return whether a header with this name, in lower case, is sent again."""
+    words = set(re.split(rb"[-_]", name))
+    if words & _WORDS_OF_ONE_REQUEST:
+        return False
+    if name in _KEPT or name.startswith(_KEPT_PREFIXES) or name.endswith(_KEPT_SUFFIXES):
+        return True
+    return bool(words & _KEPT_WORDS)
 
 
 class HttpRetriever:
@@ -149,7 +251,7 @@ class HttpRetriever:
         self._transports = _Transports()
 
     def get(self, target: Target, timeout_s: float) -> Answer:
-        """Ask once. What a server or a network can do wrong is part of the answer."""
+        """Send one request. Errors of the server and the network are part of the answer."""
         ask = self._ask if target.settings.is_plain else self._transports.ask
         deadline, path = time.monotonic() + timeout_s, target.path
         try:
@@ -162,10 +264,11 @@ class HttpRetriever:
             body = _decoded(target.settings.library, reply)
         except TimeoutError:
             return Answer(failure=Failure.TIMEOUT)
+        except NotConnectedError:
+            return Answer(failure=Failure.UNREACHABLE)
         except OSError as error:
-            lacks = error.errno in _LACKING and not isinstance(error, (ssl.SSLError, socket.gaierror))
-            return Answer(failure=Failure.RESOURCES if lacks else Failure.TRANSPORT)
-        except (http.client.HTTPException, ValueError):  # not HTTP; no host name; no such encoding
+            return Answer(failure=Failure.RESOURCES if lacks_resources(error) else Failure.TRANSPORT)
+        except (http.client.HTTPException, ValueError):  # not HTTP; not a host name; an unknown encoding
             return Answer(failure=Failure.TRANSPORT)
         return Answer(
             status=reply.status, response=_response(body), retry_after_s=_retry_after_s(reply.headers)
@@ -194,10 +297,11 @@ class HttpRetriever:
 
 
 class _Transports:
-    """Transports of the HTTP library, for what our own connections do not do: proxies and HTTP/2."""
+    """Transports of the HTTP library. They are used for proxies and HTTP/2, which `Connections` cannot do."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._log_filter = _LogFilter()
         self._transports: dict[TransportSettings, Any] = {}
         self._users: dict[TransportSettings, int] = {}
 
@@ -217,6 +321,8 @@ class _Transports:
                     response.close()
             except library.TimeoutException as error:
                 raise TimeoutError from error
+            except (library.ConnectError, library.ProxyError) as error:
+                raise OSError if _is_of_tls(error) else NotConnectedError from error
             except (library.TransportError, library.DecodingError) as error:
                 raise OSError from error
         headers = http.client.HTTPMessage()
@@ -225,16 +331,24 @@ class _Transports:
         return Reply(response.status_code, headers, body)
 
     def close(self) -> None:
-        with self._lock:
-            idle = [self._transports.pop(settings) for settings in self._unused()]
-        for transport in idle:
-            transport.close()
+        with self._lock, self._log_filter.active():
+            for settings in self._unused():
+                self._transports.pop(settings).close()
+            if not self._transports:
+                self._log_filter.remove()
 
     @contextlib.contextmanager
-    def _borrowed(self, settings: TransportSettings) -> Any:
+    def _borrowed(self, settings: TransportSettings) -> Iterator[Any]:
+        with self._log_filter.active():
+            yield from self._borrow(settings)
+
+    def _borrow(self, settings: TransportSettings) -> Iterator[Any]:
         with self._lock:
-            transport = self._transports.pop(settings, None) or _make_transport(settings)
-            self._transports[settings] = transport  # last used, last in the order
+            transport = self._transports.pop(settings, None)
+            if transport is None:
+                transport = _make_transport(settings)
+                self._log_filter.add(settings.library)
+            self._transports[settings] = transport  # ordered by last use
             self._users[settings] = self._users.get(settings, 0) + 1
         try:
             yield transport
@@ -253,6 +367,47 @@ class _Transports:
         return unused
 
 
+class _LogFilter(logging.Filter):
+    """Drops the log records that the HTTP library writes for requests of the look-ups, and no others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_active: ContextVar[bool] = ContextVar("otel_responses_usage.log_filter", default=False)
+        self._loggers: dict[logging.Logger, None] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002  # given by the base class
+        return not self._is_active.get()
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Drop the records that are written in this block."""
+        token = self._is_active.set(True)
+        try:
+            yield
+        finally:
+            self._is_active.reset(token)
+
+    def add(self, library: str) -> None:
+        """Filter the loggers of the HTTP library and of the packages that it uses."""
+        packages = {library.replace("httpx", "httpcore"), "h2", "hpack", "hyperframe", "socksio"}
+        for name, logger in list(logging.root.manager.loggerDict.items()):
+            if name.partition(".")[0] in packages and isinstance(logger, logging.Logger):
+                logger.addFilter(self)
+                self._loggers[logger] = None
+
+    def remove(self) -> None:
+        """Leave the loggers as they were."""
+        while self._loggers:
+            self._loggers.popitem()[0].removeFilter(self)
+
+
+def _is_of_tls(error: BaseException | None) -> bool:
+    """Return whether an error of the HTTP library was caused by TLS."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _make_transport(settings: TransportSettings) -> Any:
     library = sys.modules[settings.library]
     core = settings.library.replace("httpx", "httpcore")
@@ -265,7 +420,7 @@ def _make_transport(settings: TransportSettings) -> Any:
         url, headers, ssl_context = settings.proxy
         proxy = library.Proxy(url, headers=list(headers), ssl_context=ssl_context)
     return library.HTTPTransport(
-        # Where no TLS is spoken any context serves, and an empty one is made quickly.
+        # For plain HTTP the context is not used. An empty one is made quickly.
         verify=settings.ssl_context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         proxy=proxy,
         uds=settings.uds,
@@ -290,11 +445,11 @@ def _read(stream: Any, deadline: float) -> bytes:
 
 
 def _settings(transport: Any, client_class: type, url: Any) -> TransportSettings | None:
-    """Read the settings of the application's transport; they are nowhere public."""
+    """Read the settings of the application's transport. They have no public attributes."""
     library = type(url).__module__.partition(".")[0]
     pool = getattr(transport, "_pool", None)
     if pool is not None and not _is_of_library(transport, library):
-        return None  # what it adds to a request, a request of ours would lack
+        return None  # it may add something to a request that a look-up would lack
     is_secure = url.scheme == "https"
     if pool is None:
         return _aiohttp_settings(library, transport, is_secure) if _is_aiohttp(transport) else None
@@ -305,7 +460,7 @@ def _settings(transport: Any, client_class: type, url: Any) -> TransportSettings
         host = origin.host.decode()
         if ":" in host:
             host = f"[{host}]"
-        # SOCKS has credentials of its own; those of an HTTP proxy are among its headers.
+        # Only SOCKS has separate credentials. Those of an HTTP proxy are among its headers.
         user, password = getattr(pool, "_proxy_auth", None) or (b"", b"")
         login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user else ""
         proxy = (
@@ -325,7 +480,7 @@ def _settings(transport: Any, client_class: type, url: Any) -> TransportSettings
         getattr(pool, "_uds", None),
         getattr(pool, "_local_address", None),
         http1=bool(getattr(pool, "_http1", True)),
-        # Without TLS, HTTP/2 is spoken only by an application that speaks nothing else.
+        # Without TLS, a client uses HTTP/2 only if it has no other protocol.
         http2=bool(getattr(pool, "_http2", False)) and (is_secure or not getattr(pool, "_http1", True)),
     )
 
@@ -335,10 +490,10 @@ _MOST_SHARED_CONTEXTS: Final = 16
 
 
 def _shared(library: str, ssl_context: ssl.SSLContext | None) -> ssl.SSLContext | None:
-    """Return one context for all that differ in nothing.
+    """Return one context for all equal contexts.
 
-    Each client has a context of its own, and some applications make a client for every call. A context does
-    not tell its client certificate, so contexts are shared only among clients that the SDK has made itself.
+    Each client has its own context, and some applications make a client for every call. The client
+    certificate of a context cannot be read, so only clients that the SDK has made itself share a context.
     """
     if ssl_context is None:
         return None
@@ -383,7 +538,7 @@ def _origin(url: Any) -> _Origin:
 
 
 def _redirected(target: Target, path: bytes, reply: Reply) -> bytes | None:
-    """Return the path that the server redirects to. Credentials go to no other server than before."""
+    """Return the path of a redirect, or `None`. A redirect to another server is not followed."""
     location = reply.headers.get("location")
     if reply.status not in (301, 302, 303, 307, 308) or location is None:
         return None
@@ -414,7 +569,9 @@ def _response(content: bytes) -> Response | None:
         document = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    return Response.from_json(document) if isinstance(document, Mapping) else None
+    if isinstance(document, Mapping) and is_response_object(document):
+        return Response.from_json(document)
+    return None
 
 
 def _retry_after_s(headers: http.client.HTTPMessage) -> float | None:
