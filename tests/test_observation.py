@@ -505,7 +505,7 @@ def test_a_look_up_that_is_over_while_its_answer_arrives_asks_no_more(ends_by: s
         settled.set()
 
     retriever = Meanwhile(happens)
-    recovery = Recovery(Config(), lambda: retriever)
+    recovery = Recovery(Config(), lambda _: retriever)
     endpoint = Endpoint("127.0.0.1", 80, background=False, tenant=0)
     listener = SimpleNamespace(
         on_accept=lambda: None,

@@ -18,7 +18,7 @@ from .._facts.response import Response
 from .._facts.usage import MissingReason, UsageSource
 from .imports import late_import
 from .job import Endpoint, Job, LookupResult
-from .worker import Workers
+from .worker import Pace, Workers
 
 if TYPE_CHECKING:
     from .lookups import LookUps, Retriever
@@ -39,7 +39,7 @@ class Recovery:
     def __init__(
         self,
         config: Config,
-        make_retriever: Callable[[], Retriever],
+        make_retriever: Callable[[Pace], Retriever],
         on_circuit: Callable[[Endpoint, int], None] = lambda *_: None,
     ) -> None:
         self._config = config
@@ -288,7 +288,7 @@ class Recovery:
         """Import what does look-ups, and make it. Called on a thread of the look-ups."""
         with late_import:
             from .lookups import LookUps
-        retriever = self._make_retriever()
+        retriever = self._make_retriever(self._get_workers().pace)
         with late_import:
             if self._lookups is None:
                 self._lookups = LookUps(retriever, self._get_workers().put, self._finish, self._on_circuit)

@@ -18,6 +18,10 @@ THREAD_NAME: Final = "otel-responses-usage"
 # A thread that has had nothing to do for so long ends. The last one stays.
 _IDLE_S: Final = 5.0
 
+# A thread waits at most so long for the work of another one. A span processor may even wait for a server.
+_LONGEST_STEP_S: Final = 0.01
+_PAUSE_S: Final = 5e-5
+
 # Runs once, and returns after how many seconds it is to run again; `None` if it is not.
 Callback: TypeAlias = Callable[[], "float | None"]
 
@@ -42,6 +46,33 @@ class Signal:
         return self._lock.acquire(timeout=-1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX))
 
 
+class Pace:
+    """Has one thread of the look-ups work at a time, as far as it takes the interpreter.
+
+    A thread of the application that needs the interpreter waits for the one that has it. With many threads
+    of ours in line it would wait for several. Any thread may call any method.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held = threading.local()
+
+    def begin(self) -> None:
+        """Begin to work, when the others pause. A thread that works for long holds the others up briefly."""
+        if not getattr(self._held, "is_held", False):
+            self._held.is_held = self._lock.acquire(timeout=_LONGEST_STEP_S)
+
+    def let_application_in(self) -> None:
+        """Pause for longer than the system takes to wake a thread of the application."""
+        time.sleep(_PAUSE_S)
+
+    def end(self) -> None:
+        """End the work, or pause to wait for a server. Harmless if the thread has not begun."""
+        if getattr(self._held, "is_held", False):
+            self._held.is_held = False
+            self._lock.release()
+
+
 class Workers:
     """At most so many daemon threads, started when they are needed, and the queue of what they run.
 
@@ -52,6 +83,7 @@ class Workers:
 
     Attributes:
         progress: Sent after each callback.
+        pace: Ended after each callback.
 
     """
 
@@ -63,6 +95,7 @@ class Workers:
         self._number = itertools.count()
         self._signal = Signal()
         self.progress = Signal()
+        self.pace = Pace()
         self._turn = threading.Lock()
         # Reentrant: a signal handler may come back here.
         self._starting = threading.RLock()
@@ -196,4 +229,5 @@ class Workers:
             if again_s is not None:
                 self.put(callback, again_s)
         finally:
+            self.pace.end()
             self.progress.send()

@@ -8,13 +8,14 @@ from .._lookup.imports import late_import
 from ._patches import Patch, Replacement, replacements
 
 if TYPE_CHECKING:
+    from .._lookup.worker import Pace
     from ._retrieve import HttpRetriever
 
 __all__ = ["Patch", "Replacement", "make_retriever", "replacements"]
 
 
-def make_retriever() -> HttpRetriever:
+def make_retriever(pace: Pace) -> HttpRetriever:
     """Return a client for look-up requests. The first call imports the module for it."""
     with late_import:
         from ._retrieve import HttpRetriever
-    return HttpRetriever()
+    return HttpRetriever(pace)

@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
+from .._lookup.worker import Pace
+
 # An idle connection is kept for so long. Servers close theirs after 5 s or more.
 _KEEP_S: Final = 5.0
 _MOST_IDLE: Final = 32
@@ -72,8 +74,9 @@ class Reply(NamedTuple):
 class Connections:
     """Connections of our own, shared by all threads of the look-ups."""
 
-    def __init__(self, largest_body: int) -> None:
+    def __init__(self, largest_body: int, pace: Pace) -> None:
         self._largest_body = largest_body
+        self._pace = pace
         self._lock = threading.Lock()
         self._idle: deque[_Connection] = deque()  # ordered by last use
         self._in_use: dict[_Connection, None] = {}
@@ -115,7 +118,7 @@ class Connections:
         self._in_use[connection] = None
         can_be_kept = False
         try:
-            reply, can_be_kept = connection.ask(request, deadline, self._largest_body)
+            reply, can_be_kept = connection.ask(request, deadline, self._largest_body, self._pace)
         finally:
             self._in_use.pop(connection, None)
             if can_be_kept:
@@ -155,9 +158,9 @@ class _Connection:
         self.used_at = 0.0
         self._socket = sock
 
-    def ask(self, request: bytes, deadline: float, largest_body: int) -> tuple[Reply, bool]:
+    def ask(self, request: bytes, deadline: float, largest_body: int, pace: Pace) -> tuple[Reply, bool]:
         """Send a request; return the answer, and whether the connection can be used again."""
-        incoming = _Incoming(self._socket, deadline)
+        incoming = _Incoming(self._socket, deadline, pace)
         file = io.BufferedReader(incoming, _BUFFER)
         source: Any = SimpleNamespace(makefile=lambda _: file)  # the one method of a socket that is used
         self._socket.settimeout(incoming.left_s())
@@ -195,9 +198,10 @@ class _Connection:
 class _Incoming(io.RawIOBase):
     """Reads from a socket until a deadline."""
 
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
+    def __init__(self, sock: socket.socket, deadline: float, pace: Pace) -> None:
         self._socket = sock
         self._deadline = deadline
+        self._pace = pace
         self._has_read = False
 
     def readable(self) -> bool:
@@ -207,7 +211,10 @@ class _Incoming(io.RawIOBase):
         if self._has_read:  # before the first read, the timeout has just been set
             self._socket.settimeout(self.left_s())
         self._has_read = True
-        return self._socket.recv_into(buffer)
+        self._pace.end()
+        size = self._socket.recv_into(buffer)
+        self._pace.begin()
+        return size
 
     def left_s(self) -> float:
         """Return the seconds that are left; raise `TimeoutError` if none are."""

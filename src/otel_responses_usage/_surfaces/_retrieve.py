@@ -30,6 +30,7 @@ from .._facts.response import Response, is_response_object
 from .._facts.usage import MissingReason
 from .._lookup.imports import late_import
 from .._lookup.retrieval import Answer, Failure
+from .._lookup.worker import Pace
 from ._connections import Connections, Destination, NotConnectedError, Reply, lacks_resources
 
 # Headers that describe one request and its body. They are never sent again.
@@ -246,8 +247,9 @@ def _is_kept(name: bytes) -> bool:
 class HttpRetriever:
     """Sends the requests of the look-ups. Any thread may call any method."""
 
-    def __init__(self) -> None:
-        self._connections = Connections(_LARGEST_BODY)
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._connections = Connections(_LARGEST_BODY, pace)
         self._transports = _Transports()
 
     def get(self, target: Target, timeout_s: float) -> Answer:
@@ -261,6 +263,7 @@ class HttpRetriever:
                 if again is None:
                     break
                 path = again
+            self._pace.let_application_in()
             body = _decoded(target.settings.library, reply)
         except TimeoutError:
             return Answer(failure=Failure.TIMEOUT)
