@@ -37,7 +37,7 @@ from embedded.responses_api import Plan, ResponsesAPI, error
 from observed import PATIENCE_S, Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import ResponsesUsageInstrumentor
 from otel_responses_usage._lookup.worker import THREAD_NAME
-from otel_responses_usage._surfaces import _retrieve
+from otel_responses_usage._surfaces import _target
 from otel_responses_usage._surfaces._retrieve import HttpRetriever
 from test_matrix import ASYNCIO, RUNTIMES, SYNC, TRIO, Runtime
 
@@ -1365,7 +1365,7 @@ def test_a_fault_before_the_look_up_ends_the_span(
     def broken(*_: object) -> None:
         raise BrokenError
 
-    monkeypatch.setattr(_retrieve, "make_target", broken)
+    monkeypatch.setattr(_target, "make_target", broken)
     server = serve(ResponsesAPI(lambda _: CUT))
 
     async def main() -> None:

@@ -19,6 +19,7 @@ from .._facts.usage import MissingReason, Usage, UsageSource
 from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
 from .._lookup.recovery import Recovery
 from .._telemetry.telemetry import Record, Retrieval, Telemetry
+from .tail import CallTail
 
 # How a call ends that does not stream and whose answer has no content.
 _EMPTY: Final = Ending(Outcome.ERROR, "empty_response")
@@ -75,7 +76,6 @@ class Invocation:
         "_services",
         "_start_ns",
         "_tail",
-        "_tail_end_ns",
         "_wall_clock_offset_ns",
         "response_ref",
         "span",
@@ -92,8 +92,7 @@ class Invocation:
         self._has_document = False
         self._end_token: list[None] = [None]
         self._ended = False
-        self._tail: Job | None = None  # settled when its tail has been read
-        self._tail_end_ns = 0
+        self._tail: CallTail | None = None
         self._pending_usage: _PendingUsage | None = None
         self._decode_error: Ending | None = None
         self._reader_failed = False
@@ -312,22 +311,22 @@ class Invocation:
         if end_ns is None:
             close()
             return
-        self._tail_end_ns = end_ns
         self._reception.begin_tail()
-        self._tail = Job(self._request.server, "", 0.0, _TailListener(self, close))
-        if not self._services.recovery.begin_tail(self._tail, read_on):
+        server, services = self._request.server, self._services
+        on_end = partial(self._on_tail_result, end_ns)
+        self._tail = CallTail(server, self.span, services.telemetry, services.recovery, close, on_end)
+        if not self._tail.begin(read_on):
             close()
             self._record_or_look_up(CLOSED, end_ns)
 
     def on_tail_end(self) -> None:
         """Note that the tail has been read. Acts only once."""
         if self._tail is not None:
-            self._services.recovery.end_tail(self._tail)
+            self._tail.end()
 
-    def on_tail_result(self, *, is_cut_off: bool) -> None:
-        """Record the call with what its tail has told, or start a look-up."""
+    def _on_tail_result(self, end_ns: int, is_cut_off: bool) -> None:
         self._reception.state.source = UsageSource.TAIL
-        self._record_or_look_up(CLOSED, self._tail_end_ns, is_cut_off=is_cut_off)
+        self._record_or_look_up(CLOSED, end_ns, is_cut_off=is_cut_off)
 
     def on_garbage_collected(self, _: object = None) -> None:
         """Note that the garbage collector has found the HTTP response. Another thread ends the call.
@@ -516,29 +515,6 @@ class Invocation:
                 retrieval=retrieval,
             ),
         )
-
-
-class _TailListener(NamedTuple):
-    """Settles the tail of a call."""
-
-    invocation: Invocation
-    close: Callable[[], object]
-
-    def on_accept(self) -> None:
-        services = self.invocation._services  # noqa: SLF001
-        services.telemetry.add_pending(self.invocation.span, 1)
-
-    def on_begin(self, job: Job) -> MissingReason:  # noqa: ARG002
-        return MissingReason.SHUTDOWN  # a tail is read, and not asked for
-
-    def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:  # noqa: ARG002
-        try:
-            self.close()
-        except Exception:
-            _fault.report("closing a stream that was read on")
-        services = self.invocation._services  # noqa: SLF001
-        services.telemetry.add_pending(self.invocation.span, -1)
-        self.invocation.on_tail_result(is_cut_off=result.reason is MissingReason.SHUTDOWN)
 
 
 def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:

@@ -33,7 +33,7 @@ from .._lookup.imports import late_import
 from ._tap import tap
 
 if TYPE_CHECKING:
-    from ._retrieve import Target
+    from ._target import Target
 
 Wrapped = Callable[..., Any]
 
@@ -179,7 +179,7 @@ class _TargetFactory:
 
     def __call__(self, response_id: str) -> Target | MissingReason:
         with late_import:
-            from ._retrieve import make_target
+            from ._target import make_target
         default_names = (*self._default_headers, *self._client_headers)
         return make_target(
             self._transport, self._client_class, self._url, self._headers, default_names, response_id
