@@ -161,7 +161,7 @@ def test_a_flush_does_not_wait_for_background_responses(instrument: Instrument, 
     """They may take minutes. `flush()` of the instrumentor waits for them, as long as its caller says."""
     observed = instrument(flush_timeout=5.0)
     with client_of(serve(SlowAPI(1.0))) as client:
-        read_cut(client, background=True)
+        read_cut(client, extra_body={"background": True})
         began = time.monotonic()
         observed.tracer_provider.force_flush()
         assert time.monotonic() - began < 0.5

@@ -16,7 +16,7 @@ from .._config import Config
 from .._facts.request import Server
 from .._facts.response import Response
 from .._facts.usage import MissingReason, UsageSource
-from .imports import late_import
+from .imports import forks_wait, late_import
 from .job import Endpoint, Job, LookupResult
 from .worker import Pace, Workers
 
@@ -117,7 +117,8 @@ class Recovery:
 
     def end_tail(self, tail: Job, reason: MissingReason | None = None) -> None:
         """Settle a tail. Its call is recorded or looked up. Acts only once."""
-        tail.finish(LookupResult(None, reason), UsageSource.TAIL)
+        with forks_wait():
+            tail.finish(LookupResult(None, reason), UsageSource.TAIL)
         self._tails.pop(tail, None)  # after the look-up has begun, for which `drain` waits, too
         self._get_workers().progress.send()
 
@@ -238,7 +239,8 @@ class Recovery:
 
     def _finish(self, job: Job, result: LookupResult, source: UsageSource = UsageSource.RETRIEVAL) -> None:
         # Keep this order. A thread that waits for the last job must also see its span ended.
-        job.finish(result, source)
+        with forks_wait():
+            job.finish(result, source)
         self._waiting.pop(job, None)
         if self._by_response.get((job.server, job.response_id)) is job:
             self._by_response.pop((job.server, job.response_id), None)
@@ -253,7 +255,8 @@ class Recovery:
                 callback = self._callbacks.popleft()
             except IndexError:
                 return False
-            callback()
+            with forks_wait():
+                callback()
         except Exception:
             _fault.report("ending a call")
         finally:

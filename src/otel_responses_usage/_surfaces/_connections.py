@@ -8,6 +8,7 @@ replace its methods.
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401  # `socket` imports it at the first connection; forks wait for this import
 import errno
 import http.client
 import io
