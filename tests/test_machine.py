@@ -672,7 +672,7 @@ class Application(RuleBasedStateMachine):
         unbilled = {"no_usage"} if asked.answers[0].usage is None else set()
         if not asked.has_events:
             return {"no_response_id"}
-        if not asked.stored:
+        if not asked.stored and not asked.background:
             return {"not_stored"} | unbilled
         if not self.config.retrieval:
             return {"disabled"} | unbilled
