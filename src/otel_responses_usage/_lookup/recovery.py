@@ -79,15 +79,9 @@ class Recovery:
         self._waiting[job] = None
         # The same response id can occur twice. Each call keeps its own job.
         self._by_response.setdefault((job.server, job.response_id), job)
-        try:
-            workers = self._get_workers()
-            workers.put(partial(self._begin, job))
-            workers.start()
-        except Exception:  # whatever is missing, the span of the call must end
-            _fault.report("looking a response up")
-            self._finish(job, LookupResult(None, MissingReason.TRANSPORT_ERROR))
-        if self._closed:  # `stop` may have missed this job
-            self._finish(job, LookupResult(None, MissingReason.SHUTDOWN))
+        reason = self._put(partial(self._begin, job), "looking a response up")
+        if reason is not None:
+            self._finish(job, LookupResult(None, reason))
         return None
 
     def begin_tail(self, tail: Job, read_on: Callable[[], float | None]) -> bool:
@@ -104,15 +98,9 @@ class Recovery:
             return False
         tail.listener.on_accept()
         self._tails[tail] = None
-        try:
-            workers = self._get_workers()
-            workers.put(read_on)
-            workers.start()
-        except Exception:  # whatever is missing, the span of the call must end
-            _fault.report("reading on")
-            self.end_tail(tail)
-        if self._closed:  # `stop` may have missed this tail
-            self.end_tail(tail, MissingReason.SHUTDOWN)
+        reason = self._put(read_on, "reading on")
+        if reason is not None:
+            self.end_tail(tail, reason)
         return True
 
     def end_tail(self, tail: Job, reason: MissingReason | None = None) -> None:
@@ -225,17 +213,27 @@ class Recovery:
         for job in list(self._waiting):
             self._finish(job, LookupResult(None, MissingReason.SHUTDOWN))
 
-    def _begin(self, job: Job) -> float | None:
+    def _put(self, callback: Callable[[], float | None], action: str) -> MissingReason | None:
+        """Have a thread run a callback of an accepted job. Returns the missing reason if that cannot be."""
+        try:
+            workers = self._get_workers()
+            workers.put(callback)
+            workers.start()
+        except Exception:  # whatever is missing, the span of the call must end
+            _fault.report(action)
+            return MissingReason.TRANSPORT_ERROR
+        return MissingReason.SHUTDOWN if self._closed else None  # `stop` may have missed this job
+
+    def _begin(self, job: Job) -> None:
         """Begin a look-up: the first callback of a job."""
         if not job.is_open:
-            return None
+            return
         try:
             lookups = self._lookups or self._load_lookups()
             lookups.start(job)
         except Exception:
             _fault.report("looking a response up")
             self._finish(job, LookupResult(None, MissingReason.TRANSPORT_ERROR))
-        return None
 
     def _finish(self, job: Job, result: LookupResult, source: UsageSource = UsageSource.RETRIEVAL) -> None:
         # Keep this order. A thread that waits for the last job must also see its span ended.
