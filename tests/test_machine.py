@@ -671,7 +671,8 @@ class Application(RuleBasedStateMachine):
         behaviour = asked.behaviour
         unbilled = {"no_usage"} if asked.answers[0].usage is None else set()
         if not asked.has_events:
-            return {"no_response_id"}
+            # Its end may have arrived all the same, and is read when the application closes the stream.
+            return {"no_response_id"} | unbilled
         if not asked.stored and not asked.background:
             return {"not_stored"} | unbilled
         if not self.config.retrieval:
