@@ -46,8 +46,8 @@ WITHOUT_SOCKETS = int(os.environ.get("LOAD_STREAMS", "10000"))
 PATIENCE_S = 300.0
 TICK_S = 0.005
 
-# What a server takes for a look-up, so that some are in flight at the same time.
-LOOK_UP_S = 0.004
+# What a server takes for a look-up. Look-ups take a fifth of the interpreter; so all threads are in use.
+LOOK_UP_S = 0.03
 
 
 # --- the server's process ------------------------------------------------------------------------------
@@ -419,9 +419,13 @@ def test_a_storm_does_not_reach_the_server_again(storms: dict[str, Storm]) -> No
 
 
 def test_the_event_loop_gets_through_a_storm(storms: dict[str, Storm]) -> None:
-    """Told or not, the cuts keep the event loop busy for as long, but for what such runs differ anyway."""
+    """Told or not, the cuts keep the event loop busy for as long, but for what such runs differ anyway.
+
+    The latest tick is not compared. It is the longest turn of the loop, which gets what has arrived during the
+    turn before: from half of all cuts to nearly all, by chance. What would delay it is part of `seen_s`, too.
+    """
     unwatched = (storms["unwatched"], storms["unwatched again"])
-    for measured in ("seen_s", "seen_cpu_s", "worst_lag_s"):
+    for measured in ("seen_s", "seen_cpu_s"):
         without_us = max(getattr(storm, measured) for storm in unwatched)
         for name in ("watched", "default"):
             assert getattr(storms[name], measured) < MOST_DELAY * without_us, (name, measured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
 from typing import Final, Protocol
@@ -48,6 +49,10 @@ class BodyReader(Protocol):
         """
         ...
 
+    def copied(self, state: AnswerState) -> BodyReader:
+        """Return a copy that adds to the given facts. What it reads does not change this reader."""
+        ...
+
 
 class DocumentReader:
     """Collects one JSON document.
@@ -83,6 +88,13 @@ class DocumentReader:
         else:
             self._pieces.append(piece)
         return 0
+
+    def copied(self, state: AnswerState) -> DocumentReader:
+        """Return a copy that adds to the given facts."""
+        duplicate = copy.copy(self)
+        duplicate._state = state  # noqa: SLF001  # of this class
+        duplicate._pieces = self._pieces.copy()  # noqa: SLF001
+        return duplicate
 
     def finish(self) -> None:
         """Parse the complete document.

@@ -101,7 +101,14 @@ class Reception:
 
     def contains_end(self, pieces: Sequence[bytes]) -> bool:
         """Whether the response would end with these pieces. A copy reads them."""
-        return bool(pieces) and copy.deepcopy(self).read_all(pieces)
+        if not pieces:
+            return False
+        # `copy.deepcopy` takes twenty times as long.
+        duplicate = copy.copy(self)
+        duplicate.state = self.state.copied()
+        if self._reader is not None:
+            duplicate._reader = self._reader.copied(duplicate.state)  # noqa: SLF001  # of this class
+        return duplicate.read_all(pieces)
 
     def begin_tail(self) -> None:
         """Stop counting events: the call has ended, and all further pieces are its tail."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from typing import Any, Final, Protocol, TypeAlias
@@ -131,6 +132,14 @@ class EventReader:
                     sink.on_repeats()
                 return True
         return False
+
+    def copied(self, sink: EventSink) -> EventReader:
+        """Return a copy that passes its events to the given sink."""
+        duplicate = copy.copy(self)
+        duplicate._sink = sink  # noqa: SLF001  # of this class
+        duplicate._line = copy.copy(self._line)  # noqa: SLF001
+        duplicate._data = copy.copy(self._data)  # noqa: SLF001
+        return duplicate
 
     def _read_single_event(self, piece: bytes) -> bool:
         """Read a piece that is exactly one event. Return false for other pieces."""

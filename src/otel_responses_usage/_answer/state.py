@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import sys
@@ -144,6 +145,13 @@ class AnswerState:
         """Whether the last event says that a part of the output is complete: the terminal event is due."""
         last_type = self._last_type or ""
         return last_type.endswith(_DONE) and not last_type.startswith(_MORE_FOLLOWS)
+
+    def copied(self) -> AnswerState:
+        """Return a copy. Events that it receives do not change this one."""
+        duplicate = copy.copy(self)
+        duplicate._deltas = self._deltas.copy()  # noqa: SLF001  # of this class
+        duplicate._gaps_us = self._gaps_us[:]  # noqa: SLF001
+        return duplicate
 
     def stop_timing(self) -> None:
         """Record no time of a delta: the whole body is there, and its deltas have no times of their own."""

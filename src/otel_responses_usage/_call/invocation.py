@@ -393,8 +393,10 @@ class Invocation:
         else:
             reason = self._reason_for_no_look_up() or self._look_up(ending, end_ns)
             if reason is not None:
-                reason = MissingReason.SHUTDOWN if is_cut_off else reason
-                self._write(ending, end_ns, response, reason=_missing_reason(reason, response))
+                final = _missing_reason(MissingReason.SHUTDOWN if is_cut_off else reason, response)
+                write = partial(self._write, ending, end_ns, response, reason=final)
+                if reason is not MissingReason.OVERLOAD or not services.recovery.run_if_room(write):
+                    write()
         self._make_target = None  # it holds the credentials
 
     @_fault.catch_and_report("ending a call")

@@ -23,6 +23,8 @@ from .worker import Pace, Workers
 if TYPE_CHECKING:
     from .lookups import LookUps, Retriever
 
+# Each stands for a call that has ended: some kilobytes.
+_MAX_CALLBACKS: Final = 16_384
 # How long a stopping thread may take.
 _STOP_GRACE_S: Final = 1.0
 # A thread that waits for jobs looks so often whether threads are still there.
@@ -110,6 +112,16 @@ class Recovery:
         self._tails.pop(tail, None)  # after the look-up has begun, for which `drain` waits, too
         self._get_workers().progress.send()
 
+    def run_if_room(self, callback: Callable[[], None]) -> bool:
+        """Run a callback soon, on another thread; return false if too many wait already.
+
+        For the time when very many calls end, and the application has enough to do.
+        """
+        if self._closed or len(self._callbacks) >= _MAX_CALLBACKS:
+            return False
+        self.run_later(callback)
+        return True
+
     def run_later(self, callback: Callable[[], None]) -> None:
         """Run a callback soon, on another thread. Takes no lock, so a garbage collector may call it."""
         self._callbacks.append(callback)
@@ -183,17 +195,21 @@ class Recovery:
     def _wait(self, timeout_s: float, *, includes_background: bool = True, for_tails: bool = False) -> bool:
         deadline = time.monotonic() + timeout_s
         workers = self._get_workers()
+        workers.pace.is_hurried = True
         waited_s = 0.0  # counted as well as measured: tests freeze the clock
-        while self._tails or (not for_tails and self._is_busy(includes_background)):
-            left_s = min(deadline - time.monotonic(), timeout_s - waited_s)
-            # On a thread of the look-ups a span processor may flush or shut down, in the midst of a job.
-            if left_s <= 0 or workers.includes_this_thread:
-                return False
-            wait_s = min(left_s, _CHECK_S)
-            wait = workers.progress.wait if workers.has_threads else workers.run_here
-            if not wait(wait_s):
-                waited_s += wait_s
-        return True
+        try:
+            while self._tails or (not for_tails and self._is_busy(includes_background)):
+                left_s = min(deadline - time.monotonic(), timeout_s - waited_s)
+                # On a thread of the look-ups a span processor may flush or shut down, in the midst of a job.
+                if left_s <= 0 or workers.includes_this_thread:
+                    return False
+                wait_s = min(left_s, _CHECK_S)
+                wait = workers.progress.wait if workers.has_threads else workers.run_here
+                if not wait(wait_s):
+                    waited_s += wait_s
+            return True
+        finally:
+            workers.pace.is_hurried = False
 
     def _is_busy(self, includes_background: bool) -> bool:
         jobs = list(self._waiting)

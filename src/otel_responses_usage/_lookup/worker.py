@@ -19,8 +19,12 @@ THREAD_NAME: Final = "otel-responses-usage"
 _IDLE_S: Final = 5.0
 
 # A thread waits at most so long for the work of another one. A span processor may even wait for a server.
-_LONGEST_STEP_S: Final = 0.01
+_LONGEST_STEP_S: Final = 0.02
 _PAUSE_S: Final = 5e-5
+# Work may take this share of the time. So much time before the work counts: a few look-ups do not rest.
+_WORK_SHARE: Final = 0.2
+_COUNTED_TIME_S: Final = 0.1
+_LONGEST_REST_S: Final = 0.01
 
 # Runs once, and returns after how many seconds it is to run again; `None` if it is not.
 Callback: TypeAlias = Callable[[], "float | None"]
@@ -47,30 +51,55 @@ class Signal:
 
 
 class Pace:
-    """Has one thread of the look-ups work at a time, as far as it takes the interpreter.
+    """Has one thread of the look-ups work at a time, and take at most a fifth of the interpreter.
 
     A thread of the application that needs the interpreter waits for the one that has it. With many threads
     of ours in line it would wait for several. Any thread may call any method.
+
+    Attributes:
+        is_hurried: The application itself waits for the look-ups: then they take what they can get.
+
     """
 
     def __init__(self) -> None:
+        self.is_hurried = False
         self._lock = threading.Lock()
-        self._held = threading.local()
+        self._local = threading.local()
+        # Until then the work so far has taken its share of the time.
+        self._earned_at_s = 0.0
 
     def begin(self) -> None:
-        """Begin to work, when the others pause. A thread that works for long holds the others up briefly."""
-        if not getattr(self._held, "is_held", False):
-            self._held.is_held = self._lock.acquire(timeout=_LONGEST_STEP_S)
+        """Begin to work, when no other thread works.
+
+        Waits only briefly. Where the application computes without pause, a thread works for long, most of it
+        waiting for the interpreter.
+        """
+        if getattr(self._local, "since_s", None) is None:
+            self._local.is_alone = self._lock.acquire(timeout=_LONGEST_STEP_S)
+            self._local.since_s = time.thread_time()
 
     def let_application_in(self) -> None:
         """Pause for longer than the system takes to wake a thread of the application."""
         time.sleep(_PAUSE_S)
 
     def end(self) -> None:
-        """End the work, or pause to wait for a server. Harmless if the thread has not begun."""
-        if getattr(self._held, "is_held", False):
-            self._held.is_held = False
-            self._lock.release()
+        """End the work, or interrupt it to wait for a server, with a rest. Harmless if it has not begun."""
+        since_s = getattr(self._local, "since_s", None)
+        if since_s is None:
+            return
+        try:
+            time.sleep(self._rest_s(time.thread_time() - since_s))  # before the next thread works
+        finally:
+            self._local.since_s = None
+            if self._local.is_alone:
+                self._lock.release()
+
+    def _rest_s(self, worked_s: float) -> float:
+        now_s = time.monotonic()
+        earned_at_s = max(self._earned_at_s, now_s - _COUNTED_TIME_S) + worked_s / _WORK_SHARE
+        # Under gevent the work of the application is counted as ours, and a clock may be frozen.
+        self._earned_at_s = min(earned_at_s, now_s + _LONGEST_REST_S)
+        return _PAUSE_S if self.is_hurried else max(_PAUSE_S, self._earned_at_s - now_s)
 
 
 class Workers:
@@ -83,7 +112,7 @@ class Workers:
 
     Attributes:
         progress: Sent after each callback.
-        pace: Ended after each callback.
+        pace: Begun before each callback, and ended after it.
 
     """
 
@@ -221,6 +250,7 @@ class Workers:
         return None
 
     def _run(self, callback: Callback) -> None:
+        self.pace.begin()
         try:
             again_s = callback()
         except Exception:
