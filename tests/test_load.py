@@ -421,8 +421,8 @@ def test_a_storm_does_not_reach_the_server_again(storms: dict[str, Storm]) -> No
 def test_the_event_loop_gets_through_a_storm(storms: dict[str, Storm]) -> None:
     """Told or not, the cuts keep the event loop busy for as long, but for what such runs differ anyway.
 
-    The latest tick is not compared. It is the longest turn of the loop, which gets what has arrived during the
-    turn before: from half of all cuts to nearly all, by chance. What would delay it is part of `seen_s`, too.
+    The latest tick is not compared. It is the longest turn of the loop, which gets what has arrived during
+    the turn before: from half of all cuts to nearly all, by chance. What would delay it is part of `seen_s`.
     """
     unwatched = (storms["unwatched"], storms["unwatched again"])
     for measured in ("seen_s", "seen_cpu_s"):

@@ -395,7 +395,9 @@ class Invocation:
             if reason is not None:
                 final = _missing_reason(MissingReason.SHUTDOWN if is_cut_off else reason, response)
                 write = partial(self._write, ending, end_ns, response, reason=final)
-                if reason is not MissingReason.OVERLOAD or not services.recovery.run_if_room(write):
+                if reason is MissingReason.OVERLOAD:
+                    services.recovery.run_in_turn(write)
+                else:
                     write()
         self._make_target = None  # it holds the credentials
 

@@ -18,7 +18,7 @@ from .._facts.response import Response
 from .._facts.usage import MissingReason, UsageSource
 from .imports import forks_wait, late_import
 from .job import Endpoint, Job, LookupResult
-from .worker import Pace, Workers
+from .worker import Pace, Workers, WorkShare
 
 if TYPE_CHECKING:
     from .lookups import LookUps, Retriever
@@ -70,6 +70,7 @@ class Recovery:
         self._running: dict[object, int] = {}  # callbacks that run now, and on which thread
         self._lookups: LookUps | None = None  # loaded with the first job
         self._closed = False
+        self._share = WorkShare()  # of callbacks that run on threads of the application
 
     def submit(self, job: Job) -> MissingReason | None:
         """Accept a job, or return the reason why not."""
@@ -112,15 +113,17 @@ class Recovery:
         self._tails.pop(tail, None)  # after the look-up has begun, for which `drain` waits, too
         self._get_workers().progress.send()
 
-    def run_if_room(self, callback: Callable[[], None]) -> bool:
-        """Run a callback soon, on another thread; return false if too many wait already.
+    def run_in_turn(self, callback: Callable[[], None]) -> None:
+        """Run a callback now, or soon on another thread if such callbacks take too much of the time.
 
-        For the time when very many calls end, and the application has enough to do.
+        So it is when very many calls end at once, and the application has enough to do.
         """
-        if self._closed or len(self._callbacks) >= _MAX_CALLBACKS:
-            return False
-        self.run_later(callback)
-        return True
+        if self._share.is_used_up and not self._closed and len(self._callbacks) < _MAX_CALLBACKS:
+            self.run_later(callback)
+            return
+        began_s = time.thread_time()
+        callback()
+        self._share.add(time.thread_time() - began_s)
 
     def run_later(self, callback: Callable[[], None]) -> None:
         """Run a callback soon, on another thread. Takes no lock, so a garbage collector may call it."""

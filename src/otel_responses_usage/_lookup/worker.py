@@ -50,6 +50,27 @@ class Signal:
         return self._lock.acquire(timeout=-1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX))
 
 
+class WorkShare:
+    """Says when work has taken more than its share of the time. Any thread may call any method."""
+
+    def __init__(self) -> None:
+        # Until then the work so far has taken its share.
+        self._earned_at_s = 0.0
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether there is to be no work now."""
+        return time.monotonic() < self._earned_at_s
+
+    def add(self, worked_s: float) -> float:
+        """Count work, and return for how many seconds there is to be none."""
+        now_s = time.monotonic()
+        earned_at_s = max(self._earned_at_s, now_s - _COUNTED_TIME_S) + worked_s / _WORK_SHARE
+        # Under gevent the work of the application is counted as ours, and a clock may be frozen.
+        self._earned_at_s = min(earned_at_s, now_s + _LONGEST_REST_S)
+        return max(0.0, self._earned_at_s - now_s)
+
+
 class Pace:
     """Has one thread of the look-ups work at a time, and take at most a fifth of the interpreter.
 
@@ -65,8 +86,7 @@ class Pace:
         self.is_hurried = False
         self._lock = threading.Lock()
         self._local = threading.local()
-        # Until then the work so far has taken its share of the time.
-        self._earned_at_s = 0.0
+        self._share = WorkShare()
 
     def begin(self) -> None:
         """Begin to work, when no other thread works.
@@ -88,18 +108,12 @@ class Pace:
         if since_s is None:
             return
         try:
-            time.sleep(self._rest_s(time.thread_time() - since_s))  # before the next thread works
+            rest_s = self._share.add(time.thread_time() - since_s)
+            time.sleep(_PAUSE_S if self.is_hurried else max(_PAUSE_S, rest_s))  # before the next thread works
         finally:
             self._local.since_s = None
             if self._local.is_alone:
                 self._lock.release()
-
-    def _rest_s(self, worked_s: float) -> float:
-        now_s = time.monotonic()
-        earned_at_s = max(self._earned_at_s, now_s - _COUNTED_TIME_S) + worked_s / _WORK_SHARE
-        # Under gevent the work of the application is counted as ours, and a clock may be frozen.
-        self._earned_at_s = min(earned_at_s, now_s + _LONGEST_REST_S)
-        return _PAUSE_S if self.is_hurried else max(_PAUSE_S, self._earned_at_s - now_s)
 
 
 class Workers:
