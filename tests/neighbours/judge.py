@@ -39,12 +39,15 @@ NAMES = (
     "ddtrace",
 )
 ORDERS = ("ours first", "theirs first", "zero-code")
-ORDERS_OF = {"none": ("ours first", "zero-code"), "logfire/plain": ORDERS[:2]}
+# Neighbours that `opentelemetry-instrument` switches on.
+WITH_ENTRY_POINT = ("genai", "openinference", "openllmetry", "agents", "httpx", "aiohttp")
+ORDERS_OF = {"none": ("ours first", "zero-code")}
+SILENT = ("none", "logfire/plain", "ddtrace")  # without spans of OpenTelemetry
 
 EARLY_WORDS = ("closed", "left", "cancelled")
 # These are judged by themselves. They are in neither column of the table.
 # A neighbour may record the usage of the application's own `retrieve()` as another inference.
-ASIDE = ("streaming-lines", "parse-raises", "background", "fetched-stream", "chat-completion", "refused")
+ASIDE = ("streaming-lines", "parse-raises", "background", "fetched-stream", "chat-completion", "refused", "inner-call", "inner-stream")
 
 COLUMNS = "{:16} {:8} {:13} {:34} {:12} {:12} {:6} {}"
 
@@ -68,8 +71,9 @@ class Row:
         self._judge_sums()
         if self.run["calls_counted"] != self.run["calls_made"]:
             self.faults.append(f"{self.run['calls_counted']} of {self.run['calls_made']} calls counted")
-        if self.run["foreign"]:
-            self.faults.append(f"in no scenario's trace: {self.run['foreign']}")
+        self.faults += [f"misplaced: {what}" for what in self.run["misplaced"]]
+        if not self.alone["theirs"] and self.name not in SILENT:
+            self.faults.append("the neighbour alone makes no spans")
         unknown = set(self.run["ours"]) - {"chat", "usage", "fetch_response"}
         if unknown:
             self.faults.append(f"unknown spans of ours: {sorted(unknown)}")
@@ -165,6 +169,11 @@ def run(python: str, program: str, *args: str, package: str) -> dict[str, Any]:
     return result
 
 
+def orders_of(name: str) -> tuple[str, ...]:
+    """The orders of a neighbour."""
+    return ORDERS_OF.get(name, ORDERS if name in WITH_ENTRY_POINT else ORDERS[:2])
+
+
 def rows(pythons: dict[str, str], orders: list[str], package: str) -> list[Row]:
     """Run all neighbours in all orders, two processes at a time, and print each row."""
     say(COLUMNS.format("neighbour", "version", "order", "spans of ours", "metric", "spans", "early", "verdict"))
@@ -173,7 +182,7 @@ def rows(pythons: dict[str, str], orders: list[str], package: str) -> list[Row]:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures: dict[tuple[str, str], Future[dict[str, Any]]] = {}
         for name, python in pythons.items():
-            chosen = [order for order in ORDERS_OF.get(name, ORDERS) if not orders or order in orders]
+            chosen = [order for order in orders_of(name) if not orders or order in orders]
             for order in ("alone", *chosen):
                 futures[name, order] = pool.submit(run, python, "measure.py", name, order, package=package)
         for (name, order), future in futures.items():

@@ -1,6 +1,6 @@
 """Runs all scenarios in one process, beside one neighbour: `measure.py NEIGHBOUR ORDER`.
 
-The order is `alone` (the neighbour without us) or one of `ALL_ORDERS`. It prints what was recorded as JSON. The
+The order is `alone` (the neighbour without us) or `ours first`, `theirs first` or `zero-code`. It prints what was recorded as JSON. The
 environment variable `PACKAGE` is a folder with our package.
 """
 
@@ -22,13 +22,14 @@ sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
 from neighbours import NEIGHBOURS, Neighbour
 from opentelemetry import context, trace
+from opentelemetry.trace import SpanKind
 from recorder import APPLICATION, OURS, Complaints, Recorder, scope_of
 from server import Api, gets
 
 from embedded.http_server import ScriptedServer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from opentelemetry.sdk.trace import ReadableSpan
 
@@ -48,13 +49,15 @@ class Ran:
     truth: dict[str, int] = field(default_factory=dict)
     metric: dict[str, float] = field(default_factory=dict)
     spans: dict[str, float] = field(default_factory=dict)
+    our_metric: dict[str, float] = field(default_factory=dict)  # our part of the metric
+    our_spans: dict[str, float] = field(default_factory=dict)  # our part of the spans
     types: dict[str, str] = field(default_factory=dict)  # of the stream or response
     errors: dict[str, str] = field(default_factory=dict)
     leaks: list[str] = field(default_factory=list)
     # In all:
     ours: dict[str, int] = field(default_factory=dict)  # our spans by the first word of their name
     theirs: dict[str, int] = field(default_factory=dict)  # the other spans by scope and name
-    foreign: list[str] = field(default_factory=list)  # our spans outside of the trace of their scenario
+    misplaced: list[str] = field(default_factory=list)  # our spans that are not where or as they should be
     complaints: dict[str, int] = field(default_factory=dict)
     calls_made: int = 0
     calls_counted: int = 0
@@ -173,14 +176,16 @@ def input_tokens(span: ReadableSpan) -> float | None:
     for name in INPUT_TOKENS:
         if name in attributes:
             return float(str(attributes[name]))
-    details = attributes.get("langfuse.observation.usage_details")
-    return json.loads(str(details)).get("input") if details else None
+    details = json.loads(str(attributes.get("langfuse.observation.usage_details", "{}")))
+    return details.get("input", details.get("input_tokens"))
 
 
 def assign(recorder: Recorder, ran: Ran) -> None:
     """Assign spans to scenarios, by the trace of the application's span."""
     scenario_of = {span.context.trace_id: span.name for span in recorder.application_spans() if span.context}
+    known = {span.context.span_id for span in recorder.exporter.get_finished_spans() if span.context}
     sums: Counter[str] = Counter()
+    our_sums: Counter[str] = Counter()
     # Logfire has a span and a log record for each stream.
     twice: dict[str, float] = {}
     kinds: Counter[str] = Counter()
@@ -188,9 +193,14 @@ def assign(recorder: Recorder, ran: Ran) -> None:
     for span in recorder.spans():
         scenario = scenario_of.get(span.context.trace_id if span.context else 0)
         if scope_of(span) == OURS:
-            kinds[span.name.partition(" ")[0]] += 1
-            if scenario is None:
-                ran.foreign.append(span.name)
+            kind = span.name.partition(" ")[0]
+            kinds[kind] += 1
+            if scenario is None or span.parent is None or span.parent.span_id not in known:
+                ran.misplaced.append(f"{span.name}: the parent")
+            if kind == "usage" and span.start_time != span.end_time:
+                ran.misplaced.append(f"{span.name}: it has a duration")
+            if span.kind is not (SpanKind.INTERNAL if kind == "usage" else SpanKind.CLIENT):
+                ran.misplaced.append(f"{span.name}: {span.kind.name}")
         else:
             theirs[f"{scope_of(span)}: {span.name}"] += 1
         tokens = input_tokens(span)
@@ -200,8 +210,19 @@ def assign(recorder: Recorder, ran: Ran) -> None:
             twice[scenario] = max(twice.get(scenario, 0), tokens)
         else:
             sums[scenario] += tokens
+        if scope_of(span) == OURS:
+            our_sums[scenario] += tokens
     sums.update(twice)
+    ran.our_spans = dict(our_sums)
     ran.spans, ran.ours, ran.theirs = dict(sums), dict(kinds), dict(theirs)
+
+
+def by_scenario(by_model: Mapping[str, Any]) -> dict[str, Any]:
+    """The sums by scenario. The application's call inside of a framework's belongs to the same scenario."""
+    sums: Counter[str] = Counter()
+    for model, tokens in by_model.items():
+        sums[model.partition("+")[0]] += tokens
+    return dict(sums)
 
 
 def main(name: str, order: str) -> None:
@@ -219,12 +240,9 @@ def main(name: str, order: str) -> None:
         trace.get_tracer_provider().force_flush()  # type: ignore[attr-defined]
         seen = list(gets(server))
     assign(recorder, ran)
-    for model, tokens in recorder.input_tokens().items():
-        scenario = model.partition("+")[0]
-        ran.metric[scenario] = ran.metric.get(scenario, 0) + tokens
-    for model, truth in api.tokens.items():
-        scenario = model.partition("+")[0]
-        ran.truth[scenario] = ran.truth.get(scenario, 0) + truth
+    ran.metric = by_scenario(recorder.input_tokens())
+    ran.our_metric = by_scenario(recorder.input_tokens(OURS))
+    ran.truth = by_scenario(api.tokens)
     ran.version, ran.sdk = version(neighbour.distribution), version("openai")
     ran.complaints = dict(complaints.seen)
     ran.calls_made, ran.calls_counted = api.calls, recorder.calls()

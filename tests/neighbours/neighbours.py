@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recorder import Recorder
 
-ALL_ORDERS = ("ours first", "theirs first", "zero-code")
-
 
 class Neighbour:
     """One neighbour, or one variant of it."""
@@ -19,7 +17,6 @@ class Neighbour:
     distribution = ""
     instrumentor = ""  # module:class, where there is one
     entry_point = True  # `opentelemetry-instrument` switches it on
-    orders: tuple[str, ...] = ALL_ORDERS
     framework = ""  # the module with scenarios of its own
 
     def __init__(self, recorder: Recorder, url: str) -> None:
@@ -62,7 +59,6 @@ class Neighbour:
 
 class Nothing(Neighbour):
     distribution = "openai"
-    orders = ("ours first", "zero-code")
 
 
 class Genai(Neighbour):

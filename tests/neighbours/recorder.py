@@ -61,11 +61,11 @@ class Recorder:
             for point in metric.data.data_points
         ]
 
-    def input_tokens(self) -> dict[str, float]:
-        """The input tokens of the metric by request model, the sum of all scopes."""
+    def input_tokens(self, scope: str | None = None) -> dict[str, float]:
+        """The input tokens of the metric by request model: of one scope, or the sum of all."""
         sums: Counter[str] = Counter()
-        for _, point in self.points(TOKENS):
-            if point.attributes.get("gen_ai.token.type") == "input":
+        for name, point in self.points(TOKENS):
+            if scope in (None, name) and point.attributes.get("gen_ai.token.type") == "input":
                 attributes = point.attributes
                 model = attributes.get("gen_ai.request.model", attributes.get("gen_ai.response.model"))
                 sums[str(model)] += point.sum

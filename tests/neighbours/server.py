@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from embedded.answer import Answer, usage
-from embedded.http_server import Hold, Reply, ScriptedServer
+from embedded.http_server import Hold, Pause, Reply, ScriptedServer
 from embedded.responses_api import Plan, ResponsesAPI, error
 from scenarios import EARLY_WORDS, OWN, REFUSED
 
@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from embedded.http_server import SeenRequest
 
 CHAT_TOKENS = 11
+SLOW_S = 0.4  # before the answer to a model with `slow` in its name
 
 
 class Api(ResponsesAPI):
-    """Answers as the model of the request is named. Every answer has another number of input tokens."""
+    """Answers as the model of the request is named. Every answer has another number of input tokens.
+
+    A look-up of a model with `hanging` in its name has no answer.
+    """
 
     def __init__(self) -> None:
         super().__init__(self._plan_of)
@@ -42,9 +46,11 @@ class Api(ResponsesAPI):
         answer = Answer(
             pieces=tuple(f"piece {n} " for n in range(12)), usage=usage(tokens, 40 + self.calls), model=model
         )
+        before = (Pause(SLOW_S),) if "slow" in model else ()
         if any(word in model for word in EARLY_WORDS):
-            return Plan(answer, cut_after=10, end=Hold())
-        return Plan(answer)
+            hanging = (Reply(before=(Hold(),)),) if "hanging" in model else ()
+            return Plan(answer, cut_after=10, end=Hold(), get_replies=hanging, before=before)
+        return Plan(answer, before=before)
 
 
 def gets(server: ScriptedServer) -> Iterator[tuple[bool, SeenRequest]]:
