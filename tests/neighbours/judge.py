@@ -15,8 +15,12 @@ import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 90.0
@@ -47,7 +51,21 @@ SILENT = ("none", "logfire/plain", "ddtrace")  # without spans of OpenTelemetry
 EARLY_WORDS = ("closed", "left", "cancelled")
 # These are judged by themselves. They are in neither column of the table.
 # A neighbour may record the usage of the application's own `retrieve()` as another inference.
-ASIDE = ("streaming-lines", "parse-raises", "background", "fetched-stream", "chat-completion", "refused", "inner-call", "inner-stream")
+ASIDE = (
+    "streaming-lines",
+    "parse-raises",
+    "background",
+    "fetched-stream",
+    "chat-completion",
+    "refused",
+    "inner-call",
+    "inner-stream",
+)
+
+# Which neighbours can be switched off, and which have an inference span for every call.
+SWITCHABLE = ("none", "genai", "openinference", "logfire", "logfire/client", "openllmetry", "httpx")
+SEEING = ("genai", "openinference", "logfire", "logfire/open", "logfire/client")
+BOTH = ORDERS[:2]
 
 COLUMNS = "{:16} {:8} {:13} {:34} {:12} {:12} {:6} {}"
 
@@ -114,7 +132,9 @@ class Row:
     def times(self, kind: str, *scenarios: str) -> float:
         """The sum over scenarios as a multiple of the truth."""
         truth = sum(self.run["truth"][scenario] for scenario in scenarios)
-        return round(sum(self.run[kind].get(scenario, 0) for scenario in scenarios) / truth, 2) if truth else 0
+        return (
+            round(sum(self.run[kind].get(scenario, 0) for scenario in scenarios) / truth, 2) if truth else 0
+        )
 
     def cells(self) -> tuple[str, ...]:
         """The row of the table, without its last column."""
@@ -137,15 +157,18 @@ class Row:
         )
 
 
-def run(python: str, program: str, *args: str, package: str) -> dict[str, Any]:
+def run(
+    python: str, program: str, *args: str, package: str, environ: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Run a program in a process of its own. Returns what it printed, or `failed`."""
     kept = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "TMPDIR")
-    environ = {name: os.environ[name] for name in kept if name in os.environ}
+    inherited = {name: os.environ[name] for name in kept if name in os.environ}
     try:
         done = subprocess.run(  # noqa: S603  # the project's own programs
             [python, str(HERE / program), *args],
             env={
-                **environ,
+                **inherited,
+                **(environ or {}),
                 "PACKAGE": package,
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "NO_PROXY": "127.0.0.1",
@@ -176,7 +199,11 @@ def orders_of(name: str) -> tuple[str, ...]:
 
 def rows(pythons: dict[str, str], orders: list[str], package: str) -> list[Row]:
     """Run all neighbours in all orders, two processes at a time, and print each row."""
-    say(COLUMNS.format("neighbour", "version", "order", "spans of ours", "metric", "spans", "early", "verdict"))
+    say(
+        COLUMNS.format(
+            "neighbour", "version", "order", "spans of ours", "metric", "spans", "early", "verdict"
+        )
+    )
     say(COLUMNS.format("", "", "", "", "done/early", "done/early", "kept", ""))
     made: list[Row] = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -192,6 +219,89 @@ def rows(pythons: dict[str, str], orders: list[str], package: str) -> list[Row]:
                 made.append(row)
             show(row)
     return made
+
+
+def checks_of(name: str, *, brief: bool) -> list[tuple[str, ...]]:
+    """The further checks beside a neighbour, with their arguments."""
+    frameworks = ("agents", "pydantic-ai", "agent-framework")
+    if name in frameworks or name in ("aiohttp", "ddtrace"):
+        return [("suppressed", order) for order in BOTH] if name not in frameworks else []
+    chosen: list[tuple[str, ...]] = []
+    if name in SWITCHABLE:
+        on_off = [("on/off", on, off) for on in BOTH for off in ("ours off", "theirs off")]
+        chosen += on_off[1:3] if brief and "/" in name else on_off
+    chosen += [("suppressed", order) for order in BOTH]
+    if name in SEEING or name in ("openllmetry", "langfuse"):
+        chosen += [("force_flush", "theirs first")]
+    chosen += [("old client", order) for order in BOTH]
+    chosen += [("start time", "theirs first", setting) for setting in ("auto", "always")]
+    if not brief or name in ("genai", "logfire"):
+        chosen += [(check, "ours first") for check in ("unsampled", "meter only", "tracer only")]
+    if brief and name in ("logfire/open", "logfire/plain"):
+        return [("suppressed", "theirs first"), ("old client", "theirs first")]
+    return chosen
+
+
+def judge_setting(run: dict[str, Any], alone: dict[str, Any], name: str, setting: str) -> list[str]:
+    """What is wrong with a run under `OTEL_RESPONSES_USAGE_SPANS`."""
+    if "failed" in run:
+        return [f"failed: {run['failed']}"]
+    row = Row(name, setting, run, alone)
+    faults = []
+    for scenario in run["truth"]:
+        is_early = any(word in scenario for word in EARLY_WORDS)
+        expected = {"our_metric": 1.0, "our_spans": 1.0} if setting == "always" else {"metric": 1.0}
+        if setting == "never" and is_early and name in SEEING:
+            expected["spans"] = 1.0
+        for kind, times in expected.items():
+            if row.times(kind, scenario) != times:
+                faults.append(f"{scenario}: {kind.replace('_', ' ')} {row.times(kind, scenario):g}x")
+    chats = run["ours"].get("chat", 0)
+    if chats != (run["calls_made"] if setting == "always" else 0):
+        faults.append(f"{chats} chat spans of {run['calls_made']} calls")
+    if setting == "always" and run["ours"].get("usage"):
+        faults.append(f"{run['ours']['usage']} usage spans")
+    if run["calls_counted"] != run["calls_made"]:
+        faults.append(f"{run['calls_counted']} of {run['calls_made']} calls counted")
+    return faults
+
+
+def checks(pythons: dict[str, str], package: str, *, brief: bool) -> tuple[int, int]:
+    """Run the further checks, and print a line for each. Returns how many were made, and how many are wrong."""
+    say("")
+    made = wrong = 0
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures: list[tuple[str, str, Callable[[], dict[str, Any]]]] = []
+        for name, python in pythons.items():
+            for check in checks_of(name, brief=brief):
+                future: Future[Any] = pool.submit(run, python, "checks.py", name, *check, package=package)
+                futures.append((name, ", ".join(check), future.result))
+            if brief and "/" in name:
+                continue
+            alone = pool.submit(run, python, "measure.py", name, "alone", package=package)
+            for setting in ("always", "never"):
+                environ = {"OTEL_RESPONSES_USAGE_SPANS": setting}
+                args = (python, "measure.py", name, "theirs first")
+                future = pool.submit(run, *args, package=package, environ=environ)
+                judged = partial(_setting, future, alone, name, setting)
+                futures.append((name, f"spans={setting}", judged))
+        for name, check, result_of in futures:
+            result = result_of()
+            faults = result.get("faults", [result.get("failed")])
+            made += 1
+            wrong += bool(faults)
+            say(f"{name:16} {check:40} {'WRONG' if faults else 'ok'}")
+            for fault in faults:
+                say(f"    {fault}")
+            if "log" in result:
+                say(result["log"])
+    return made, wrong
+
+
+def _setting(
+    future: Future[dict[str, Any]], alone: Future[dict[str, Any]], name: str, setting: str
+) -> dict[str, Any]:
+    return {"faults": judge_setting(future.result(), alone.result(), name, setting)}
 
 
 def show(row: Row) -> None:
@@ -222,6 +332,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/test-neighbours")
     parser.add_argument("runs", nargs="+", metavar="NEIGHBOUR=PYTHON")
     parser.add_argument("--order", action="append", default=[], choices=ORDERS)
+    parser.add_argument("--brief", action="store_true", help="leave out checks of variants, as CI does")
+    parser.add_argument("--table-only", action="store_true", help="leave out the checks after the table")
     parser.add_argument("--json", metavar="FILE", help="also write what each process recorded")
     args = parser.parse_args()
     began = time.monotonic()
@@ -237,7 +349,11 @@ def main() -> int:
     if args.json:
         Path(args.json).write_text(json.dumps([vars(row) for row in made], indent=1))
     wrong = sum(bool(row.faults) for row in made)
-    say(f"{len(made) - wrong} passed, {wrong} failed in {time.monotonic() - began:.0f} s")
+    total = len(made)
+    if not args.table_only:
+        of_checks = checks(pythons, package, brief=args.brief)
+        total, wrong = total + of_checks[0], wrong + of_checks[1]
+    say(f"{total - wrong} passed, {wrong} failed in {time.monotonic() - began:.0f} s")
     return int(wrong > 0)
 
 
