@@ -16,7 +16,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from measure import FLUSH_S, input_tokens, ours, switch_on
-from neighbours import NEIGHBOURS, Neighbour
 from opentelemetry import trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from recorder import APPLICATION, CALLS, OURS, TOKENS, Recorder, scope_of
@@ -24,6 +23,7 @@ from scenarios import PROMPT, REFUSED, read
 from server import SLOW_S, Api, gets
 
 from embedded.http_server import ScriptedServer
+from neighbours import NEIGHBOURS, Neighbour
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +98,13 @@ class Stage:
         self.expect("flushed", ours().flush(FLUSH_S), expected=True)
 
 
+def always(stage: Stage, order: str) -> None:
+    """The start time of our spans where we make one for every call."""
+    os.environ["OTEL_RESPONSES_USAGE_SPANS"] = "always"
+    both_on(stage, order)
+    start_time(stage)
+
+
 def both_on(stage: Stage, order: str, **settings: bool) -> None:
     """Set providers, and switch both on."""
     stage.neighbour.set_up(**settings)
@@ -144,9 +151,8 @@ def switching(stage: Stage, on: str, off: str) -> None:
         stage.expect("on again: our spans", sorted(kinds(stage)), ["chat", "chat"])
 
 
-def suppressed(stage: Stage, order: str) -> None:
+def suppressed(stage: Stage) -> None:
     """The application suppresses instrumentation around its calls: also inside of an inference span."""
-    both_on(stage, order)
     inference = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "suppressed inside"}
     stage.start()
     with suppress_instrumentation():
@@ -166,12 +172,12 @@ def suppressed(stage: Stage, order: str) -> None:
     is_right(stage, "afterwards")
 
 
-def force_flush(stage: Stage, order: str) -> None:
-    """The neighbour's span of a stream that was closed is there at once, while the server holds the look-up."""
-    both_on(stage, order)
+def force_flush(stage: Stage) -> None:
+    """The neighbour's span of a closed stream is exported at once. The server does not answer the look-up."""
+    asked = len(list(gets(stage.server)))
     stage.start()
     stage.closed("hanging closed")
-    _wait(lambda: any(not own for own, _ in gets(stage.server)), "a look-up")
+    _wait(lambda: len(list(gets(stage.server))) > asked, "no look-up")
     began = time.monotonic()
     trace.get_tracer_provider().force_flush(3000)  # type: ignore[attr-defined]
     if time.monotonic() - began > 2.5:
@@ -244,22 +250,29 @@ def calls_of_an_old_client(stage: Stage, order: str) -> None:
     stage.expect("spans", stage.tokens() / sum(stage.api.tokens.values()), 1)
 
 
-def start_time(stage: Stage, order: str, setting: str) -> None:
+def start_time(stage: Stage) -> None:
     """Our duration of a call has the time before the server's answer in it."""
-    os.environ["OTEL_RESPONSES_USAGE_SPANS"] = setting
-    both_on(stage, order)
     stage.start()
     stage.drained("slow")
-    stage.expect("calls counted", stage.calls(), 1)
-    spans = stage.spans(OURS)
-    if setting == "always":
-        stage.expect("our spans", kinds(stage), ["chat"])
-    for span in spans:
+    stage.flush()
+    stage.expect("slow: calls counted", stage.calls(), 1)
+    if os.environ.get("OTEL_RESPONSES_USAGE_SPANS") == "always":
+        stage.expect("slow: our spans", kinds(stage), ["chat"])
+    for span in stage.spans(OURS):
         if (span.end_time or 0) - (span.start_time or 0) < SLOW_S * 1e9:
-            stage.faults.append("our span starts after the answer")
+            stage.faults.append("slow: our span starts after the answer")
     for scope, point in stage.recorder.points(DURATION):
-        if scope == OURS and point.sum < SLOW_S:
-            stage.faults.append("our duration starts at the answer")
+        if scope == OURS and point.attributes.get("gen_ai.request.model") == "slow" and point.sum < SLOW_S:
+            stage.faults.append("slow: our duration starts at the answer")
+
+
+def basics(stage: Stage, order: str) -> None:
+    """The application's own suppression, the start time, and `force_flush()`, in one process."""
+    both_on(stage, order)
+    suppressed(stage)
+    start_time(stage)
+    if stage.neighbour.sees_calls:
+        force_flush(stage)
 
 
 def _points_are_right(stage: Stage) -> None:
@@ -292,10 +305,9 @@ def _wait(holds: Callable[[], bool], what: str) -> None:
 
 CHECKS: dict[str, Callable[..., None]] = {
     "on/off": switching,
-    "suppressed": suppressed,
-    "force_flush": force_flush,
+    "suppression, start, flush": basics,
+    "start with spans=always": always,
     "old client": calls_of_an_old_client,
-    "start time": start_time,
     "unsampled": unsampled,
     "meter only": meter_only,
     "tracer only": tracer_only,

@@ -1,7 +1,7 @@
 """What an application does with an agent framework. See `scenarios`: the names mean the same here.
 
-A framework's run and the call that the application makes by itself inside have two models: the second one's name is
-that of the scenario and `+`.
+The application can make a call of its own inside the framework's run. The model of that call is the name of
+the scenario with a `+`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Compares runs beside neighbours with the neighbours alone, and prints a table: see `scripts/test-neighbours`.
+"""Compares runs beside neighbours with runs of the neighbours alone: see `scripts/test-neighbours`.
 
-Each argument is `NEIGHBOUR[/VARIANT]=PYTHON`. Without a variant all variants of the neighbour are run. `PYTHONPATH`
-is a folder with our package. The exit code is 1 if a row of the table is wrong.
+Each argument is `NEIGHBOUR[/VARIANT]=PYTHON`. Without a variant all variants of the neighbour are run.
+`PYTHONPATH` is a folder with our package. The exit code is 1 if a row of the tables is wrong.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ ASIDE = (
 # Which neighbours can be switched off, and which have an inference span for every call.
 SWITCHABLE = ("none", "genai", "openinference", "logfire", "logfire/client", "openllmetry", "httpx")
 SEEING = ("genai", "openinference", "logfire", "logfire/open", "logfire/client")
+FRAMEWORKS = ("agents", "pydantic-ai", "agent-framework")
 BOTH = ORDERS[:2]
 
 COLUMNS = "{:16} {:8} {:13} {:34} {:12} {:12} {:6} {}"
@@ -170,7 +171,6 @@ def run(
                 **inherited,
                 **(environ or {}),
                 "PACKAGE": package,
-                "PYTHONDONTWRITEBYTECODE": "1",
                 "NO_PROXY": "127.0.0.1",
                 "LOGFIRE_SEND_TO_LOGFIRE": "false",
                 "OPENAI_API_KEY": "k",
@@ -222,23 +222,22 @@ def rows(pythons: dict[str, str], orders: list[str], package: str) -> list[Row]:
 
 
 def checks_of(name: str, *, brief: bool) -> list[tuple[str, ...]]:
-    """The further checks beside a neighbour, with their arguments."""
-    frameworks = ("agents", "pydantic-ai", "agent-framework")
-    if name in frameworks or name in ("aiohttp", "ddtrace"):
-        return [("suppressed", order) for order in BOTH] if name not in frameworks else []
+    """The further checks beside a neighbour, with their arguments. `brief`: fewer of a variant."""
+    if name in FRAMEWORKS:
+        return []
     chosen: list[tuple[str, ...]] = []
     if name in SWITCHABLE:
         on_off = [("on/off", on, off) for on in BOTH for off in ("ours off", "theirs off")]
         chosen += on_off[1:3] if brief and "/" in name else on_off
-    chosen += [("suppressed", order) for order in BOTH]
-    if name in SEEING or name in ("openllmetry", "langfuse"):
-        chosen += [("force_flush", "theirs first")]
+    if brief and name in ("logfire/open", "logfire/plain"):
+        return [("suppression, start, flush", "theirs first")]
+    chosen += [("suppression, start, flush", order) for order in BOTH]
+    chosen += [("start with spans=always", "theirs first")]
+    if name in ("aiohttp", "ddtrace"):
+        return chosen
     chosen += [("old client", order) for order in BOTH]
-    chosen += [("start time", "theirs first", setting) for setting in ("auto", "always")]
     if not brief or name in ("genai", "logfire"):
         chosen += [(check, "ours first") for check in ("unsampled", "meter only", "tracer only")]
-    if brief and name in ("logfire/open", "logfire/plain"):
-        return [("suppressed", "theirs first"), ("old client", "theirs first")]
     return chosen
 
 
@@ -266,8 +265,15 @@ def judge_setting(run: dict[str, Any], alone: dict[str, Any], name: str, setting
     return faults
 
 
-def checks(pythons: dict[str, str], package: str, *, brief: bool) -> tuple[int, int]:
-    """Run the further checks, and print a line for each. Returns how many were made, and how many are wrong."""
+def checks(
+    pythons: dict[str, str], alone: dict[str, dict[str, Any]], package: str, *, brief: bool
+) -> tuple[int, int]:
+    """Run the further checks, and print a line for each.
+
+    Returns:
+        How many were made, and how many are wrong.
+
+    """
     say("")
     made = wrong = 0
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -278,12 +284,11 @@ def checks(pythons: dict[str, str], package: str, *, brief: bool) -> tuple[int, 
                 futures.append((name, ", ".join(check), future.result))
             if brief and "/" in name:
                 continue
-            alone = pool.submit(run, python, "measure.py", name, "alone", package=package)
             for setting in ("always", "never"):
                 environ = {"OTEL_RESPONSES_USAGE_SPANS": setting}
                 args = (python, "measure.py", name, "theirs first")
                 future = pool.submit(run, *args, package=package, environ=environ)
-                judged = partial(_setting, future, alone, name, setting)
+                judged = partial(_setting, future, alone[name], name, setting)
                 futures.append((name, f"spans={setting}", judged))
         for name, check, result_of in futures:
             result = result_of()
@@ -299,9 +304,9 @@ def checks(pythons: dict[str, str], package: str, *, brief: bool) -> tuple[int, 
 
 
 def _setting(
-    future: Future[dict[str, Any]], alone: Future[dict[str, Any]], name: str, setting: str
+    future: Future[dict[str, Any]], alone: dict[str, Any], name: str, setting: str
 ) -> dict[str, Any]:
-    return {"faults": judge_setting(future.result(), alone.result(), name, setting)}
+    return {"faults": judge_setting(future.result(), alone, name, setting)}
 
 
 def show(row: Row) -> None:
@@ -351,7 +356,7 @@ def main() -> int:
     wrong = sum(bool(row.faults) for row in made)
     total = len(made)
     if not args.table_only:
-        of_checks = checks(pythons, package, brief=args.brief)
+        of_checks = checks(pythons, {row.name: row.alone for row in made}, package, brief=args.brief)
         total, wrong = total + of_checks[0], wrong + of_checks[1]
     say(f"{total - wrong} passed, {wrong} failed in {time.monotonic() - began:.0f} s")
     return int(wrong > 0)

@@ -1,7 +1,7 @@
 """Runs all scenarios in one process, beside one neighbour: `measure.py NEIGHBOUR ORDER`.
 
-The order is `alone` (the neighbour without us) or `ours first`, `theirs first` or `zero-code`. It prints what was recorded as JSON. The
-environment variable `PACKAGE` is a folder with our package.
+The order is `alone` (the neighbour without us), `ours first`, `theirs first` or `zero-code`. The program
+prints what was recorded as JSON. The environment variable `PACKAGE` is a folder with our package.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
-from neighbours import NEIGHBOURS, Neighbour
 from opentelemetry import context, trace
 from opentelemetry.trace import SpanKind
 from recorder import APPLICATION, OURS, Complaints, Recorder, scope_of
 from server import Api, gets
 
 from embedded.http_server import ScriptedServer
+from neighbours import NEIGHBOURS, Neighbour
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

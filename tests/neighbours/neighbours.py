@@ -17,6 +17,7 @@ class Neighbour:
     distribution = ""
     instrumentor = ""  # module:class, where there is one
     entry_point = True  # `opentelemetry-instrument` switches it on
+    sees_calls = True  # it makes a span for a call
     framework = ""  # the module with scenarios of its own
 
     def __init__(self, recorder: Recorder, url: str) -> None:
@@ -59,6 +60,7 @@ class Neighbour:
 
 class Nothing(Neighbour):
     distribution = "openai"
+    sees_calls = False
 
 
 class Genai(Neighbour):
@@ -131,6 +133,8 @@ class LogfireOpen(Logfire):
 class LogfirePlain(Logfire):
     """Logfire as an exporter, with no instrumentation of its own."""
 
+    sees_calls = False
+
     def on(self) -> None:
         self._configure()
 
@@ -200,6 +204,7 @@ class AgentFramework(Neighbour):
 
 class Ddtrace(Neighbour):
     distribution = "ddtrace"
+    sees_calls = False  # in a span of OpenTelemetry
     entry_point = False
 
     def on(self) -> None:

@@ -1,7 +1,7 @@
 """What an application does with the openai SDK, once per way to make a call and read its answer.
 
-The request model is the name of the scenario, so points and spans can be assigned to their calls. The server
-holds the stream of a scenario whose name has one of the words of `EARLY_WORDS` open: it ends early or not at all.
+The request model is the name of the scenario, so points can be assigned to their calls. If the name has one
+of the words of `EARLY_WORDS`, the server holds the stream open after some events.
 """
 
 from __future__ import annotations

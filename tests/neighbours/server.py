@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scenarios import EARLY_WORDS, OWN, REFUSED
+
 from embedded.answer import Answer, usage
 from embedded.http_server import Hold, Pause, Reply, ScriptedServer
 from embedded.responses_api import Plan, ResponsesAPI, error
-from scenarios import EARLY_WORDS, OWN, REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
