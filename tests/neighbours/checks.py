@@ -271,7 +271,7 @@ def basics(stage: Stage, order: str) -> None:
     both_on(stage, order)
     suppressed(stage)
     start_time(stage)
-    if stage.neighbour.sees_calls:
+    if stage.neighbour.makes_spans:
         force_flush(stage)
 
 

@@ -110,6 +110,14 @@ def scenarios(framework: str) -> dict[str, Callable[[Any, str], Awaitable[Any]]]
                 pass
             return inner
 
+    async def inner_same_model(client: Any, model: str) -> Any:
+        async with chosen.stream(client, model) as pieces:
+            await _read(pieces)
+            inner = await client.responses.create(model=model, input=PROMPT)
+            async for _piece in pieces:
+                pass
+            return inner
+
     async def inner_stream(client: Any, model: str) -> Any:
         async with chosen.stream(client, model) as pieces:
             await _read(pieces)
@@ -125,6 +133,7 @@ def scenarios(framework: str) -> dict[str, Callable[[Any, str], Awaitable[Any]]]
         "streamed": streamed,
         "run-left": left,
         "inner-call": inner_call,
+        "inner-same-model": inner_same_model,
         "inner-stream": inner_stream,
     }
 

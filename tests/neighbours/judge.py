@@ -19,36 +19,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neighbours import NEIGHBOURS, is_early
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 90.0
 AT_ONCE = 2
-NAMES = (
-    "none",
-    "genai",
-    "openinference",
-    "logfire",
-    "logfire/open",
-    "logfire/plain",
-    "logfire/client",
-    "openllmetry",
-    "langfuse",
-    "agents",
-    "pydantic-ai",
-    "agent-framework",
-    "httpx",
-    "aiohttp",
-    "ddtrace",
-)
 ORDERS = ("ours first", "theirs first", "zero-code")
-# Neighbours that `opentelemetry-instrument` switches on.
-WITH_ENTRY_POINT = ("genai", "openinference", "openllmetry", "agents", "httpx", "aiohttp")
-ORDERS_OF = {"none": ("ours first", "zero-code")}
-SILENT = ("none", "logfire/plain", "ddtrace")  # without spans of OpenTelemetry
+BOTH = ORDERS[:2]
 
-EARLY_WORDS = ("closed", "left", "cancelled")
 # These are judged by themselves. They are in neither column of the table.
 # A neighbour may record the usage of the application's own `retrieve()` as another inference.
 ASIDE = (
@@ -59,14 +40,9 @@ ASIDE = (
     "chat-completion",
     "refused",
     "inner-call",
+    "inner-same-model",
     "inner-stream",
 )
-
-# Which neighbours can be switched off, and which have an inference span for every call.
-SWITCHABLE = ("none", "genai", "openinference", "logfire", "logfire/client", "openllmetry", "httpx")
-SEEING = ("genai", "openinference", "logfire", "logfire/open", "logfire/client")
-FRAMEWORKS = ("agents", "pydantic-ai", "agent-framework")
-BOTH = ORDERS[:2]
 
 COLUMNS = "{:16} {:8} {:13} {:34} {:12} {:12} {:6} {}"
 
@@ -91,7 +67,7 @@ class Row:
         if self.run["calls_counted"] != self.run["calls_made"]:
             self.faults.append(f"{self.run['calls_counted']} of {self.run['calls_made']} calls counted")
         self.faults += [f"misplaced: {what}" for what in self.run["misplaced"]]
-        if not self.alone["theirs"] and self.name not in SILENT:
+        if not self.alone["theirs"] and NEIGHBOURS[self.name].makes_spans:
             self.faults.append("the neighbour alone makes no spans")
         unknown = set(self.run["ours"]) - {"chat", "usage", "fetch_response"}
         if unknown:
@@ -142,7 +118,7 @@ class Row:
         if "failed" in self.run:
             return (self.name, "", self.order, *[""] * 4)
         judged = [scenario for scenario in self.run["truth"] if scenario not in ASIDE]
-        early = [scenario for scenario in judged if any(word in scenario for word in EARLY_WORDS)]
+        early = [scenario for scenario in judged if is_early(scenario)]
         done = [scenario for scenario in judged if scenario not in early]
         kept = sum(self.run["spans"].get(scenario, 0) >= self.run["truth"][scenario] for scenario in early)
         return (
@@ -192,11 +168,6 @@ def run(
     return result
 
 
-def orders_of(name: str) -> tuple[str, ...]:
-    """The orders of a neighbour."""
-    return ORDERS_OF.get(name, ORDERS if name in WITH_ENTRY_POINT else ORDERS[:2])
-
-
 def rows(pythons: dict[str, str], orders: list[str], package: str) -> list[Row]:
     """Run all neighbours in all orders, two processes at a time, and print each row."""
     say(
@@ -209,7 +180,7 @@ def rows(pythons: dict[str, str], orders: list[str], package: str) -> list[Row]:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures: dict[tuple[str, str], Future[dict[str, Any]]] = {}
         for name, python in pythons.items():
-            chosen = [order for order in orders_of(name) if not orders or order in orders]
+            chosen = [order for order in NEIGHBOURS[name].orders() if not orders or order in orders]
             for order in ("alone", *chosen):
                 futures[name, order] = pool.submit(run, python, "measure.py", name, order, package=package)
         for (name, order), future in futures.items():
@@ -223,19 +194,21 @@ def rows(pythons: dict[str, str], orders: list[str], package: str) -> list[Row]:
 
 def checks_of(name: str, *, brief: bool) -> list[tuple[str, ...]]:
     """The further checks beside a neighbour, with their arguments. `brief`: fewer of a variant."""
-    if name in FRAMEWORKS:
+    neighbour = NEIGHBOURS[name]
+    if neighbour.framework:
         return []
     chosen: list[tuple[str, ...]] = []
-    if name in SWITCHABLE:
+    if neighbour.can_be_off:
         on_off = [("on/off", on, off) for on in BOTH for off in ("ours off", "theirs off")]
         chosen += on_off[1:3] if brief and "/" in name else on_off
     if brief and name in ("logfire/open", "logfire/plain"):
         return [("suppression, start, flush", "theirs first")]
-    chosen += [("suppression, start, flush", order) for order in BOTH]
-    chosen += [("start with spans=always", "theirs first")]
+    both = BOTH if neighbour.theirs_first else BOTH[:1]
+    chosen += [("suppression, start, flush", order) for order in both]
+    chosen += [("start with spans=always", both[-1])]
     if name in ("aiohttp", "ddtrace"):
         return chosen
-    chosen += [("old client", order) for order in BOTH]
+    chosen += [("old client", order) for order in both]
     if not brief or name in ("genai", "logfire"):
         chosen += [(check, "ours first") for check in ("unsampled", "meter only", "tracer only")]
     return chosen
@@ -248,9 +221,8 @@ def judge_setting(run: dict[str, Any], alone: dict[str, Any], name: str, setting
     row = Row(name, setting, run, alone)
     faults = []
     for scenario in run["truth"]:
-        is_early = any(word in scenario for word in EARLY_WORDS)
         expected = {"our_metric": 1.0, "our_spans": 1.0} if setting == "always" else {"metric": 1.0}
-        if setting == "never" and is_early and name in SEEING:
+        if setting == "never" and is_early(scenario) and NEIGHBOURS[name].makes_current:
             expected["spans"] = 1.0
         for kind, times in expected.items():
             if row.times(kind, scenario) != times:
@@ -312,7 +284,9 @@ def _setting(
 def show(row: Row) -> None:
     """Print a row, and below it what else is wrong."""
     verdict = "ok" if not row.faults else "WRONG"
-    say(COLUMNS.format(*row.cells(), verdict if row.order != "alone" else ""))
+    if row.order == "alone":
+        verdict = ", ".join(f"{name} {version}" for name, version in row.run.get("also", {}).items())
+    say(COLUMNS.format(*row.cells(), verdict))
     doubled: dict[str, list[str]] = {}
     for fault in row.faults:
         scenario, _, rest = fault.partition(": ")
@@ -345,7 +319,7 @@ def main() -> int:
     pythons: dict[str, str] = {}
     for pair in args.runs:
         asked, _, python = pair.partition("=")
-        chosen = [name for name in NAMES if asked in (name, name.partition("/")[0])]
+        chosen = [name for name in NEIGHBOURS if asked in (name, name.partition("/")[0])]
         if not chosen:
             parser.error(f"there is no neighbour {asked}")
         pythons.update(dict.fromkeys(chosen, python))

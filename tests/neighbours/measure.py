@@ -44,7 +44,7 @@ class Ran:
     """What one process has recorded."""
 
     version: str = ""
-    sdk: str = ""
+    also: dict[str, str] = field(default_factory=dict)
     # By scenario:
     truth: dict[str, int] = field(default_factory=dict)
     metric: dict[str, float] = field(default_factory=dict)
@@ -212,6 +212,9 @@ def assign(recorder: Recorder, ran: Ran) -> None:
             sums[scenario] += tokens
         if scope_of(span) == OURS:
             our_sums[scenario] += tokens
+    for model, span_id in recorder.exemplars():
+        if span_id not in known:
+            ran.misplaced.append(f"{model}: a point's exemplar has no span")
     sums.update(twice)
     ran.our_spans = dict(our_sums)
     ran.spans, ran.ours, ran.theirs = dict(sums), dict(kinds), dict(theirs)
@@ -243,7 +246,8 @@ def main(name: str, order: str) -> None:
     ran.metric = by_scenario(recorder.input_tokens())
     ran.our_metric = by_scenario(recorder.input_tokens(OURS))
     ran.truth = by_scenario(api.tokens)
-    ran.version, ran.sdk = version(neighbour.distribution), version("openai")
+    ran.version = version(neighbour.distribution)
+    ran.also = {name: version(name) for name in neighbour.also}
     ran.complaints = dict(complaints.seen)
     ran.calls_made, ran.calls_counted = api.calls, recorder.calls()
     ran.look_ups = sum(not own for own, _ in seen)

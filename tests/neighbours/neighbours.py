@@ -10,15 +10,34 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recorder import Recorder
 
+# The server holds the stream of a scenario with one of these words in its name open after some events.
+EARLY_WORDS = ("closed", "left", "cancelled")
+
+
+def is_early(scenario: str) -> bool:
+    """Whether a stream ends early in this scenario."""
+    return any(word in scenario for word in EARLY_WORDS)
+
 
 class Neighbour:
     """One neighbour, or one variant of it."""
 
     distribution = ""
+    also = ("openai", "opentelemetry-sdk")  # what else the versions are printed of
     instrumentor = ""  # module:class, where there is one
     entry_point = True  # `opentelemetry-instrument` switches it on
-    sees_calls = True  # it makes a span for a call
-    framework = ""  # the module with scenarios of its own
+    theirs_first = True  # it makes a difference who is first
+    can_be_off = False
+    makes_spans = True  # of OpenTelemetry
+    # Its inference span is current during every call. So it is known beside whose span a call is made.
+    makes_current = False
+    framework = ""  # its scenarios are in `frameworks`
+
+    @classmethod
+    def orders(cls) -> tuple[str, ...]:
+        """The orders of switching on."""
+        both = ("ours first", "theirs first") if cls.theirs_first else ("ours first",)
+        return (*both, "zero-code") if cls.entry_point else both
 
     def __init__(self, recorder: Recorder, url: str) -> None:
         self.recorder = recorder
@@ -60,27 +79,59 @@ class Neighbour:
 
 class Nothing(Neighbour):
     distribution = "openai"
-    sees_calls = False
+    can_be_off = True
+    theirs_first = False
+    makes_spans = False
 
 
 class Genai(Neighbour):
     distribution = "opentelemetry-instrumentation-genai-openai"
     instrumentor = "opentelemetry.instrumentation.genai.openai:OpenAIInstrumentor"
+    can_be_off = True
+    makes_current = True
 
 
 class OpenLLMetry(Neighbour):
     distribution = "opentelemetry-instrumentation-openai"
     instrumentor = "opentelemetry.instrumentation.openai:OpenAIInstrumentor"
+    can_be_off = True
 
 
 class OpenInference(Neighbour):
     distribution = "openinference-instrumentation-openai"
     instrumentor = "openinference.instrumentation.openai:OpenAIInstrumentor"
+    can_be_off = True
+    makes_current = True
 
 
 class Httpx(Neighbour):
     distribution = "opentelemetry-instrumentation-httpx"
     instrumentor = "opentelemetry.instrumentation.httpx:HTTPX2ClientInstrumentor"
+    can_be_off = True
+
+
+class HttpxTransport(Neighbour):
+    """The same package's transports, which the application gives to its clients."""
+
+    distribution = "opentelemetry-instrumentation-httpx"
+    entry_point = False
+    theirs_first = False
+
+    def client(self, **options: Any) -> Any:
+        import httpx2
+        from opentelemetry.instrumentation.httpx import SyncOpenTelemetryTransportHttpx2 as Transport
+
+        return super().client(
+            http_client=httpx2.Client(transport=Transport(httpx2.HTTPTransport())), **options
+        )
+
+    def async_client(self, **options: Any) -> Any:
+        import httpx2
+        from opentelemetry.instrumentation.httpx import AsyncOpenTelemetryTransportHttpx2 as Transport
+
+        return super().async_client(
+            http_client=httpx2.AsyncClient(transport=Transport(httpx2.AsyncHTTPTransport())), **options
+        )
 
 
 class Aiohttp(Neighbour):
@@ -98,6 +149,8 @@ class Logfire(Neighbour):
 
     distribution = "logfire"
     entry_point = False
+    can_be_off = True
+    makes_current = True
     settings: dict[str, Any] = {}  # noqa: RUF012  # never changed
 
     def set_up(self, **settings: bool) -> None:
@@ -133,7 +186,9 @@ class LogfireOpen(Logfire):
 class LogfirePlain(Logfire):
     """Logfire as an exporter, with no instrumentation of its own."""
 
-    sees_calls = False
+    can_be_off = False
+    makes_spans = False
+    makes_current = False
 
     def on(self) -> None:
         self._configure()
@@ -176,6 +231,7 @@ class Langfuse(Neighbour):
 
 class Agents(Neighbour):
     distribution = "openinference-instrumentation-openai-agents"
+    also = ("openai", "opentelemetry-sdk", "openai-agents")
     instrumentor = "openinference.instrumentation.openai_agents:OpenAIAgentsInstrumentor"
     framework = "agents"
 
@@ -204,7 +260,7 @@ class AgentFramework(Neighbour):
 
 class Ddtrace(Neighbour):
     distribution = "ddtrace"
-    sees_calls = False  # in a span of OpenTelemetry
+    makes_spans = False
     entry_point = False
 
     def on(self) -> None:
@@ -234,6 +290,7 @@ NEIGHBOURS: dict[str, type[Neighbour]] = {
     "pydantic-ai": PydanticAi,
     "agent-framework": AgentFramework,
     "httpx": Httpx,
+    "httpx/transport": HttpxTransport,
     "aiohttp": Aiohttp,
     "ddtrace": Ddtrace,
 }

@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -17,6 +17,9 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OURS = "otel_responses_usage"
 APPLICATION = "application"
@@ -70,6 +73,13 @@ class Recorder:
                 model = attributes.get("gen_ai.request.model", attributes.get("gen_ai.response.model"))
                 sums[str(model)] += point.sum
         return dict(sums)
+
+    def exemplars(self) -> Iterator[tuple[str, int | None]]:
+        """The exemplars of our token points: the request model, and the id of the span."""
+        for scope, point in self.points(TOKENS):
+            if scope == OURS:
+                for exemplar in point.exemplars:
+                    yield str(point.attributes.get("gen_ai.request.model")), exemplar.span_id
 
     def calls(self) -> int:
         """Our count of calls."""

@@ -1,7 +1,7 @@
 """What an application does with the openai SDK, once per way to make a call and read its answer.
 
 The request model is the name of the scenario, so points can be assigned to their calls. If the name has one
-of the words of `EARLY_WORDS`, the server holds the stream open after some events.
+of the words of `neighbours.EARLY_WORDS`, the server holds the stream open after some events.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-EARLY_WORDS = ("closed", "left", "cancelled")
 REFUSED = "refused"
 # The application marks its own GETs.
 OWN = {"x-of-the-application": "yes"}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scenarios import EARLY_WORDS, OWN, REFUSED
+from scenarios import OWN, REFUSED
 
 from embedded.answer import Answer, usage
 from embedded.http_server import Hold, Pause, Reply, ScriptedServer
 from embedded.responses_api import Plan, ResponsesAPI, error
+from neighbours import is_early
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +49,7 @@ class Api(ResponsesAPI):
             pieces=tuple(f"piece {n} " for n in range(12)), usage=usage(tokens, 40 + self.calls), model=model
         )
         before = (Pause(SLOW_S),) if "slow" in model else ()
-        if any(word in model for word in EARLY_WORDS):
+        if is_early(model):
             hanging = (Reply(before=(Hold(),)),) if "hanging" in model else ()
             return Plan(answer, cut_after=10, end=Hold(), get_replies=hanging, before=before)
         return Plan(answer, before=before)
