@@ -74,8 +74,10 @@ class Row:
             self.faults.append(f"unknown spans of ours: {sorted(unknown)}")
         if self.run["traced_look_ups"]:
             self.faults.append(f"{self.run['traced_look_ups']} look-ups with `traceparent`")
-        self._compare("theirs", "stray span", "span lost")
-        self._compare("complaints", "logged", "no longer logged")
+        self.faults += [f"stray span: {what}" for what in self._more_than_alone("theirs")]
+        self.faults += [f"logged: {what}" for what in self._more_than_alone("complaints")]
+        lost = Counter(self.alone["theirs"]) - Counter(self.run["theirs"])
+        self.faults += [f"span lost: {count} {what}" for what, count in lost.items()]
         for kind in ("types", "errors"):
             for scenario in {**self.run[kind], **self.alone[kind]}:
                 now, before = self.run[kind].get(scenario), self.alone[kind].get(scenario)
@@ -99,12 +101,9 @@ class Row:
             if metric != 1:
                 self.faults.append(f"{scenario}: metric {metric:g}x")
 
-    def _compare(self, kind: str, more: str, fewer: str) -> None:
-        now, before = Counter(self.run[kind]), Counter(self.alone[kind])
-        for what, count in (now - before).items():
-            self.faults.append(f"{more}: {count} {what}")
-        for what, count in (before - now).items():
-            self.faults.append(f"{fewer}: {count} {what}")
+    def _more_than_alone(self, kind: str) -> list[str]:
+        more = Counter(self.run[kind]) - Counter(self.alone[kind])
+        return [f"{count} {what}" for what, count in more.items()]
 
     def times(self, kind: str, *scenarios: str) -> float:
         """The sum over scenarios as a multiple of the truth."""

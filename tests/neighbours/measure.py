@@ -189,7 +189,7 @@ def assign(recorder: Recorder, ran: Ran) -> None:
     # Logfire has a span and a log record for each stream.
     twice: dict[str, float] = {}
     kinds: Counter[str] = Counter()
-    theirs: Counter[str] = Counter()
+    theirs: Counter[str] = Counter(recorder.others)
     for span in recorder.spans():
         scenario = scenario_of.get(span.context.trace_id if span.context else 0)
         if scope_of(span) == OURS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ class Neighbour:
     entry_point = True  # `opentelemetry-instrument` switches it on
     theirs_first = True  # it makes a difference who is first
     can_be_off = False
-    makes_spans = True  # of OpenTelemetry
+    makes_spans = True
     # Its inference span is current during every call. So it is known beside whose span a call is made.
     makes_current = False
     framework = ""  # its scenarios are in `frameworks`
@@ -260,7 +261,6 @@ class AgentFramework(Neighbour):
 
 class Ddtrace(Neighbour):
     distribution = "ddtrace"
-    makes_spans = False
     entry_point = False
 
     def on(self) -> None:
@@ -272,7 +272,18 @@ class Ddtrace(Neighbour):
             "DD_APM_TRACING_ENABLED": "true",
         }
         import ddtrace
+        from ddtrace.trace import TraceFilter, tracer
 
+        others = self.recorder.others
+
+        class Keep(TraceFilter):
+            def process_trace(self, trace: Any) -> None:
+                """Note the spans. They are not sent."""
+                others.extend(f"ddtrace: {span.name} {span.resource}" for span in trace)
+
+        # There is no agent to send anything to.
+        logging.getLogger("ddtrace.internal.writer").setLevel(logging.CRITICAL)
+        tracer.configure(trace_processors=[Keep()])
         ddtrace.patch(openai=True)
 
 

@@ -34,6 +34,7 @@ class Recorder:
         self.exporter = InMemorySpanExporter()
         self.processor = SimpleSpanProcessor(self.exporter)
         self.reader = InMemoryMetricReader()
+        self.others: list[str] = []  # spans that are not OpenTelemetry's
 
     def set_providers(self, *, spans: bool = True, points: bool = True, sampled: bool = True) -> None:
         """Set the SDK's global providers, unless the neighbour does that itself."""
