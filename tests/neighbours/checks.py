@@ -271,7 +271,7 @@ def basics(stage: Stage, order: str) -> None:
     both_on(stage, order)
     suppressed(stage)
     start_time(stage)
-    if stage.neighbour.makes_spans:
+    if stage.neighbour.makes_spans and not stage.neighbour.async_only:
         force_flush(stage)
 
 

@@ -30,6 +30,7 @@ class Neighbour:
     theirs_first = True  # it makes a difference who is first
     can_be_off = False
     makes_spans = True
+    async_only = False  # it sees no call of the sync client
     # Its inference span is current during every call. So it is known beside whose span a call is made.
     makes_current = False
     framework = ""  # its scenarios are in `frameworks`
@@ -138,6 +139,7 @@ class HttpxTransport(Neighbour):
 class Aiohttp(Neighbour):
     distribution = "opentelemetry-instrumentation-aiohttp-client"
     instrumentor = "opentelemetry.instrumentation.aiohttp_client:AioHttpClientInstrumentor"
+    async_only = True
 
     def async_client(self, **options: Any) -> Any:
         import openai
