@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,10 @@ class Program:
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OPENAI_"))
         }
-        with ScriptedServer(self._answer) as server:
+        with ScriptedServer(self._answer) as server, tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(  # noqa: S603  # the program is the project's own
                 [python, "-W", "error", PROGRAM, library, server.url],
+                cwd=folder,
                 check=False,
                 capture_output=True,
                 text=True,

@@ -2,6 +2,7 @@
 
 `wrapped.py LIBRARY URL` makes one call with each client, over the HTTP library `httpx` or `httpx2`. Each call
 goes to a path with the name of its client. The program prints the spans and log records of each call as JSON.
+It leaves the files of caches in its working directory.
 """
 
 from __future__ import annotations
@@ -12,25 +13,21 @@ import inspect
 import json
 import logging
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 MakeClient = Callable[[Any, str], Any]
 """Makes an HTTP client of a library. The second argument is the URL of the server."""
 
-# By name. Clients of the first kind are looked through to the library's own transport.
+# By name. A look-up uses the library's own transport inside of the first kind.
 KNOWN: dict[str, MakeClient] = {}
 UNKNOWN: dict[str, MakeClient] = {}
 # Clients that exist for one library only.
 ONLY: dict[str, str] = {}
 TRACED = "traced"
 """The clients with this word in their names trace their requests."""
-
-FOLDER = Path(tempfile.mkdtemp())
 
 
 def known(make: MakeClient) -> MakeClient:
@@ -73,7 +70,7 @@ def hishel(http: Any) -> tuple[Any, Any]:
     import hishel
 
     package = importlib.import_module(f"hishel.{http.__name__}")
-    return package, lambda kind: getattr(hishel, kind)(database_path=FOLDER / f"{kind}.db")
+    return package, lambda kind: getattr(hishel, kind)(database_path=f"{kind}.db")
 
 
 def tenacity(http: Any) -> tuple[Any, Any, dict[str, Any]]:
