@@ -21,7 +21,7 @@ import trustme
 from openai._types import Omit
 
 from calls import CUT, HTTP, OTHER_HTTP, create, settle
-from conftest import Serve
+from conftest import Instrument, Serve
 from embedded.answer import Answer, usage
 from embedded.http_server import Cut, Reply, ScriptedServer, SeenRequest
 from embedded.responses_api import error
@@ -800,9 +800,39 @@ async def _async_mock(request: Any) -> Any:
     return HTTP.Response(200, headers={"content-type": "text/event-stream"}, stream=AsyncPieces())
 
 
+def _changed() -> Any:
+    """A client whose transport handles requests with a function of the application."""
+    client = HTTP.Client()
+    original = client._transport.handle_request
+
+    def handle_request(request: Any) -> Any:
+        request.headers["x-secret"] = KEY
+        return original(request)
+
+    client._transport.handle_request = handle_request
+    return client
+
+
+def _derived_from_aiohttp() -> Any:
+    """A client whose transport is derived from the one over aiohttp, and adds a header."""
+    client = openai.DefaultAioHttpClient()
+    base: Any = type(client._transport)
+
+    class AuthorizingAiohttp(base):  # type: ignore[misc]
+        async def handle_async_request(self, request: Any) -> Any:
+            request.headers["x-secret"] = KEY
+            return await super().handle_async_request(request)
+
+    client._transport = AuthorizingAiohttp()
+    return client
+
+
 UNKNOWN: dict[str, tuple[str, Callable[[], Any]]] = {
     "wrapped": ("OpenAI", lambda: HTTP.Client(transport=Wrapping())),
     "derived": ("OpenAI", lambda: HTTP.Client(transport=Authorizing())),
+    "mounted": ("OpenAI", lambda: HTTP.Client(mounts={"http://": Authorizing()})),
+    "changed": ("OpenAI", _changed),
+    "derived from aiohttp": ("AsyncOpenAI", _derived_from_aiohttp),
     "mock": ("OpenAI", lambda: HTTP.Client(transport=HTTP.MockTransport(_mock))),
     "mock, async": ("AsyncOpenAI", lambda: HTTP.AsyncClient(transport=HTTP.MockTransport(_async_mock))),
 }
@@ -814,12 +844,32 @@ def test_a_transport_of_the_application_s_own_is_not_guessed(
 ) -> None:
     """What only the application's transport knows a GET of ours would lack: none is made."""
     kind, http_client = UNKNOWN[name]
+    if "aiohttp" in name and not hasattr(openai, "DefaultAioHttpClient"):
+        pytest.skip("not in this release of the SDK")
     read_cut(made(kind, server.url, http_client=http_client()))
     assert not_looked_up(observed, server) == "transport_error"
     attributes = observed.span().attributes or {}
     assert attributes["openai_responses.stream.outcome"] == "cut"
     assert attributes["openai_responses.stream.events"] == 5
     assert attributes["gen_ai.response.id"] == ANSWER.id
+
+
+def test_a_transport_of_the_application_s_own_is_named_once(
+    server: ScriptedServer, instrument: Instrument, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log names the class of an unknown transport at the first stream that is lost, and not again."""
+
+    class NamedOnce(Authorizing):
+        pass
+
+    observed = instrument()
+    for count in (1, 2):
+        read_cut(made("OpenAI", server.url, http_client=HTTP.Client(transport=NamedOnce())))
+        observed.spans(count)
+    records = [record for record in caplog.records if record.name.startswith("otel_responses_usage")]
+    assert [record.levelname for record in records] == ["WARNING"]
+    assert f"{__name__}.{NamedOnce.__qualname__} " in records[0].getMessage()
+    assert KEY not in caplog.text
 
 
 def _answer(body: Any) -> Any:

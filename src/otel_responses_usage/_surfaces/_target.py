@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import logging
 import re
 import ssl
 from collections.abc import Iterable
@@ -13,6 +14,9 @@ from urllib.parse import quote
 from opentelemetry import propagate
 
 from .._facts.usage import MissingReason
+from ._wrappers import handler_modules, unwrap
+
+_logger = logging.getLogger(__name__)
 
 # Headers that describe one request and its body. They are never sent again.
 _OF_THE_REQUEST: Final = frozenset(
@@ -171,7 +175,7 @@ def make_target(
     """Return the target of a look-up, or the reason why there is none.
 
     Args:
-        transport: The transport that sent the application's request.
+        transport: The transport that the application's request was given to.
         client_class: The class of the application's HTTP client.
         url: The URL of that request.
         headers: The headers of that request, as sent.
@@ -181,8 +185,11 @@ def make_target(
     """
     if response_id in _DOT_SEGMENTS:  # it would lead to another path, with the credentials
         return MissingReason.UNSUPPORTED
-    settings = _settings(transport, client_class, url)
+    inner = unwrap(transport, is_async=hasattr(client_class, "__aenter__"))
+    is_of_sdk = inner is transport and client_class.__name__ in _CLIENTS_OF_THE_SDK
+    settings = _settings(inner, url, is_of_sdk=is_of_sdk)
     if settings is None:  # an unknown transport may change requests in any way
+        _warn_once(client_class if inner is None else type(inner))
         return MissingReason.TRANSPORT_ERROR
     if headers.get("authorization", "").startswith(_SIGNATURE):
         return MissingReason.UNAUTHORIZED  # it signs that one request
@@ -223,8 +230,31 @@ def _is_kept(name: bytes) -> bool:
     return bool(words & _KEPT_WORDS)
 
 
-def _settings(transport: Any, client_class: type, url: Any) -> TransportSettings | None:
-    """Read the settings of the application's transport. They have no public attributes."""
+_warned_of: Final[dict[str, object]] = {}
+_MOST_WARNINGS: Final = 64
+
+
+def _warn_once(unknown: type) -> None:
+    """Log the name of an unknown class, once per process."""
+    name, mark = f"{unknown.__module__}.{unknown.__qualname__}", object()
+    # No lock: several threads may make targets, and `setdefault` is atomic.
+    if len(_warned_of) < _MOST_WARNINGS and _warned_of.setdefault(name, mark) is mark:
+        _logger.warning(
+            "The HTTP transport %s is unknown or changed. "
+            "The usage of streams that end early is not looked up through it.",
+            name,
+        )
+
+
+def _settings(transport: Any, url: Any, *, is_of_sdk: bool) -> TransportSettings | None:
+    """Read the settings of a transport; return `None` if it is unknown. They have no public attributes.
+
+    Args:
+        transport: The transport inside of all known wrappers.
+        url: The URL of the application's request.
+        is_of_sdk: Whether the SDK itself made the HTTP client and its transport.
+
+    """
     library = type(url).__module__.partition(".")[0]
     pool = getattr(transport, "_pool", None)
     if pool is not None and not _is_of_library(transport, library):
@@ -250,7 +280,7 @@ def _settings(transport: Any, client_class: type, url: Any) -> TransportSettings
     ssl_context = None
     if is_secure:
         ssl_context = getattr(pool, "_ssl_context", None)
-        if client_class.__name__ in _CLIENTS_OF_THE_SDK:
+        if is_of_sdk:
             ssl_context = _shared(library, ssl_context)
     return TransportSettings(
         library,
@@ -284,8 +314,7 @@ def _shared(library: str, ssl_context: ssl.SSLContext | None) -> ssl.SSLContext 
 
 
 def _is_of_library(transport: Any, library: str) -> bool:
-    methods = (getattr(type(transport), name, None) for name in ("handle_request", "handle_async_request"))
-    return all(method is None or method.__module__.startswith(library + ".") for method in methods)
+    return all(module.startswith(library + ".") for module in handler_modules(transport))
 
 
 def _aiohttp_settings(library: str, transport: Any, is_secure: bool) -> TransportSettings:
@@ -309,7 +338,10 @@ def _aiohttp_settings(library: str, transport: Any, is_secure: bool) -> Transpor
 
 
 def _is_aiohttp(transport: Any) -> bool:
-    return any(cls.__name__ == "AiohttpTransport" for cls in type(transport).__mro__)
+    """Return whether this is the transport of httpx-aiohttp, or of the copy that the SDK contains."""
+    if not any(cls.__name__ == "AiohttpTransport" for cls in type(transport).__mro__):
+        return False
+    return all("httpx_aiohttp" in module.split(".") for module in handler_modules(transport))
 
 
 def origin_of(url: Any) -> Origin:
