@@ -72,11 +72,11 @@ def contenders() -> dict[str, Callable[[], None]]:
     return works
 
 
-def _drain(client: standin.SyncAPIClient) -> Callable[[], None]:
+def _drain(client: standin.PlainSyncAPIClient) -> Callable[[], None]:
     return lambda: standin.drain(client)
 
 
-def _async_drain(client: standin.AsyncAPIClient) -> Callable[[], None]:
+def _async_drain(client: standin.PlainAsyncAPIClient) -> Callable[[], None]:
     return lambda: standin.run(standin.async_drain(client))
 
 

@@ -143,8 +143,15 @@ class _Client:
         return given["response"]
 
 
-class SyncAPIClient(_Client):
-    """The sync client, as far as the instrumentation wraps it."""
+class BaseClient:
+    """What the SDK's clients have in common, as far as the instrumentation wraps it."""
+
+    def _make_status_error_from_response(self, response: Response) -> Exception:
+        raise NotImplementedError
+
+
+class PlainSyncAPIClient(_Client):
+    """A sync client that the instrumentation leaves alone."""
 
     def request(self, cast_to: object, options: Any, **_: Any) -> Any:
         """Answer with the body that the client was made with."""
@@ -152,8 +159,8 @@ class SyncAPIClient(_Client):
         return self._process_response(cast_to=cast_to, options=options, response=response, stream=True)
 
 
-class AsyncAPIClient(_Client):
-    """The async client, as far as the instrumentation wraps it."""
+class PlainAsyncAPIClient(_Client):
+    """An async client that the instrumentation leaves alone."""
 
     async def request(self, cast_to: object, options: Any, **_: Any) -> Any:
         """Answer with the body that the client was made with."""
@@ -161,18 +168,12 @@ class AsyncAPIClient(_Client):
         return self._process_response(cast_to=cast_to, options=options, response=response, stream=True)
 
 
-class PlainSyncAPIClient(SyncAPIClient):
-    """One that the instrumentation leaves alone."""
-
-    request = SyncAPIClient.request
-    _process_response = _Client._process_response  # noqa: SLF001
+class SyncAPIClient(PlainSyncAPIClient):
+    """The sync client, as far as the instrumentation wraps it."""
 
 
-class PlainAsyncAPIClient(AsyncAPIClient):
-    """One that the instrumentation leaves alone."""
-
-    request = AsyncAPIClient.request
-    _process_response = _Client._process_response  # noqa: SLF001
+class AsyncAPIClient(PlainAsyncAPIClient):
+    """The async client, as far as the instrumentation wraps it."""
 
 
 def install() -> None:
@@ -181,13 +182,13 @@ def install() -> None:
         raise RuntimeError("the real SDK has been imported")
     package, module = ModuleType("openai"), ModuleType("openai._base_client")
     package.__path__ = []
-    for client in (SyncAPIClient, AsyncAPIClient):
+    for client in (BaseClient, SyncAPIClient, AsyncAPIClient):
         setattr(module, client.__name__, client)
     package._base_client = module  # type: ignore[attr-defined]  # noqa: SLF001
     sys.modules.update({"openai": package, "openai._base_client": module})
 
 
-def drain(client: SyncAPIClient) -> None:
+def drain(client: PlainSyncAPIClient) -> None:
     """Make a call and read its body to the end."""
     response = client.request(object, Options())
     for _ in response.stream:
@@ -195,7 +196,7 @@ def drain(client: SyncAPIClient) -> None:
     response.stream.close()
 
 
-async def async_drain(client: AsyncAPIClient) -> None:
+async def async_drain(client: PlainAsyncAPIClient) -> None:
     """Make a call and read its body to the end."""
     response = await client.request(object, Options())
     async for _ in response.stream:

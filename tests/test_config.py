@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "FLUSH_TIMEOUT": 1.0,
     "GRACE_TIMEOUT": 0.25,
     "TAIL_TIMEOUT": 0.0,
+    "SPANS": "auto",
 }
 
 

@@ -163,7 +163,7 @@ def test_the_table_of_settings_has_every_setting_with_its_default() -> None:
     settings = {f"OTEL_RESPONSES_USAGE_{field.name.upper()}": field.default for field in fields(Config)}
     told = {variable.strip("`"): default.strip("`") for variable, default, _ in table("variable")}
     assert told == {
-        variable: str(default).lower() if isinstance(default, bool) else f"{default:g}"
+        variable: str(default).lower() if isinstance(default, (bool, str)) else f"{default:g}"
         for variable, default in settings.items()
     }
     assert set(re.findall(r"OTEL_RESPONSES_USAGE_\w+", README)) == set(told)

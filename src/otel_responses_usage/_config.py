@@ -7,11 +7,14 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 _PREFIX: Final = "OTEL_RESPONSES_USAGE_"
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
+
+# Whether a call gets a `chat` span of its own.
+Spans = Literal["auto", "always", "never"]
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +38,8 @@ class Config:
             complete: only the terminal event is due then; 0 is off.
         tail_timeout: Seconds to continue reading after the application closed a stream; 0 is off. Costs the
             tokens that are generated during this time.
+        spans: Whether a call gets a `chat` span. `"auto"`: not if another instrumentation has a span of the
+            call; then only what that span lacks is recorded. `"always"`: every call. `"never"`: no call.
 
     Raises:
         ValueError: A value is out of range.
@@ -50,6 +55,7 @@ class Config:
     flush_timeout: float = 1.0
     grace_timeout: float = 0.25
     tail_timeout: float = 0.0
+    spans: Spans = "auto"
 
     def __post_init__(self) -> None:
         for name in (
@@ -67,6 +73,8 @@ class Config:
             raise ValueError(f"max_concurrency must be 1 or more, not {self.max_concurrency!r}")
         if self.max_pending < 0:
             raise ValueError(f"max_pending must be 0 or more, not {self.max_pending!r}")
+        if self.spans not in get_args(Spans):
+            raise ValueError(f"spans must be one of {get_args(Spans)}, not {self.spans!r}")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:
@@ -99,4 +107,9 @@ def _parse_bool(text: str) -> bool:
     raise ValueError(text)
 
 
-_PARSERS: Final[dict[type, Callable[[str], Any]]] = {bool: _parse_bool, int: int, float: float}
+_PARSERS: Final[dict[type, Callable[[str], Any]]] = {
+    bool: _parse_bool,
+    int: int,
+    float: float,
+    str: str.lower,
+}

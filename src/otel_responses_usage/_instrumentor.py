@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Collection
 from typing import Any, Final
@@ -15,7 +14,7 @@ from . import _fault
 from ._call.ledger import Ledger
 from ._config import Config
 from ._lookup.recovery import Recovery
-from ._surfaces import Patch, Replacement, make_retriever, replacements
+from ._surfaces import Patches, make_retriever
 from ._telemetry import semconv
 from ._telemetry.telemetry import Telemetry
 
@@ -25,8 +24,6 @@ _VERSION: Final = "0.1.0"  # pyproject.toml reads the version from this line
 # The supported versions of the SDK: from the first, below the second.
 _MIN_VERSION: Final = (1, 66)
 _END_VERSION: Final = (4,)
-
-_logger = logging.getLogger(__name__)
 
 
 class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base class is untyped
@@ -44,8 +41,7 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
     """
 
     _ledger: Ledger | None = None
-    _replacements: tuple[Replacement, ...] = ()
-    _patches: list[Patch] = []  # noqa: RUF012  # the instrumentor is a singleton
+    _patches: Patches | None = None
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Return the supported versions of the SDK."""
@@ -71,10 +67,10 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         )
         _fault.set_counter(telemetry.count_fault)
         ledger = self._ledger = Ledger(config, telemetry, recovery)
-        self._replacements = replacements(ledger, tracer, meter)
-        for module in {module: None for module, _, _ in self._replacements}:
+        patches = self._patches = Patches(ledger, tracer, meter, config.spans)
+        for module in patches.modules:
             # Do not import the SDK here: the import takes a second, and not every application needs it.
-            wrapt.register_post_import_hook(_import_hook(self, ledger), module)
+            wrapt.register_post_import_hook(_import_hook(self, patches), module)
 
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Wait until the usage of every ended call is known or given up on.
@@ -91,27 +87,19 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         return self._ledger is None or self._ledger.flush(timeout_s)
 
     def _uninstrument(self, **kwargs: Any) -> None:  # noqa: ARG002  # the base class's signature
-        while self._patches:
-            self._patches.pop().remove()
-        self._replacements = ()
+        patches, self._patches = self._patches, None
+        if patches is not None:
+            patches.remove()
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
             ledger.close()
         _fault.set_counter(None)
 
-    def _patch_module(self, module_name: str) -> None:
-        for module, name, wrapper in self._replacements:
-            if module == module_name:
-                try:
-                    self._patches.append(Patch(module, name, wrapper))
-                except AttributeError:
-                    _logger.warning("%s.%s is not there and is not instrumented.", module, name)
 
-
-def _import_hook(instrumentor: ResponsesUsageInstrumentor, ledger: Ledger) -> Callable[[Any], None]:
+def _import_hook(instrumentor: ResponsesUsageInstrumentor, patches: Patches) -> Callable[[Any], None]:
     def on_import(module: Any) -> None:
         # Import hooks cannot be removed. A hook of an earlier `instrument()` does nothing.
-        if instrumentor._ledger is ledger:  # noqa: SLF001
-            instrumentor._patch_module(module.__name__)  # noqa: SLF001
+        if instrumentor._patches is patches:  # noqa: SLF001
+            patches.apply(module.__name__)
 
     return on_import

@@ -209,7 +209,11 @@ def checks_of(name: str, *, brief: bool) -> list[tuple[str, ...]]:
         return chosen
     chosen += [("old client", order) for order in both]
     if not brief or name in ("genai", "logfire"):
-        chosen += [(check, "ours first") for check in ("unsampled", "meter only", "tracer only")]
+        chosen += [(check, "ours first") for check in ("meter only", "tracer only")]
+        # A known limit, of an unsampled trace: in the first call of a client, what the wrapper of that client
+        # suppresses looks like the application's own suppression.
+        if name != "logfire/client":
+            chosen += [("unsampled", "ours first")]
     return chosen
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
-from opentelemetry.trace import Span
-
 from .. import _fault
 from .._answer.reception import Reception
 from .._config import Config
@@ -18,11 +16,15 @@ from .._facts.response import Response, error_code
 from .._facts.usage import MissingReason, Usage, UsageSource
 from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
 from .._lookup.recovery import Recovery
+from .._telemetry.neighbour import CallSpan
 from .._telemetry.telemetry import Record, Retrieval, Telemetry
 from .tail import CallTail
 
 # How a call ends that does not stream and whose answer has no content.
 _EMPTY: Final = Ending(Outcome.ERROR, "empty_response")
+
+# The usage was in the answer itself.
+_ANSWER_SOURCES: Final = frozenset({UsageSource.STREAM, UsageSource.RESPONSE})
 
 MakeTarget = Callable[[str], "LookupTarget | MissingReason"]
 
@@ -68,6 +70,7 @@ class Invocation:
         "_end_token",
         "_ended",
         "_has_document",
+        "_has_left",
         "_make_target",
         "_pending_usage",
         "_reader_failed",
@@ -77,19 +80,22 @@ class Invocation:
         "_start_ns",
         "_tail",
         "_wall_clock_offset_ns",
+        "call_span",
         "response_ref",
-        "span",
     )
 
-    def __init__(self, request: ResponsesRequest, span: Span, start_ns: int, services: Services) -> None:
+    def __init__(
+        self, request: ResponsesRequest, call_span: CallSpan, start_ns: int, services: Services
+    ) -> None:
         self._request = request
-        self.span = span
+        self.call_span = call_span
         self._start_ns = start_ns
         self._wall_clock_offset_ns = time.time_ns() - time.perf_counter_ns()
         self._services = services
         self._reception = Reception()
         self._make_target: MakeTarget | None = None
         self._has_document = False
+        self._has_left = False
         self._end_token: list[None] = [None]
         self._ended = False
         self._tail: CallTail | None = None
@@ -229,13 +235,17 @@ class Invocation:
             return
         reception = self._reception
         ending = _ending_of_error(error)
-        if _is_api_error(error):
+        if is_api_error(error):
             ending = reception.stream_error or ending
         reception.begin_tail()
         for piece in (reception.take_remainder(), *unread):
             if piece and reception.read_tail(piece):
                 break
         self._record_or_look_up(ending, end_ns)
+
+    def on_leave(self) -> None:
+        """Note that the application reads no further: it never receives what has arrived since."""
+        self._has_left = True
 
     @_fault.catch_and_report("ending a call")
     def on_close(self, cause: BaseException | None) -> None:
@@ -314,7 +324,7 @@ class Invocation:
         self._reception.begin_tail()
         server, services = self._request.server, self._services
         on_end = partial(self._on_tail_result, end_ns)
-        self._tail = CallTail(server, self.span, services.telemetry, services.recovery, close, on_end)
+        self._tail = CallTail(server, self.call_span, services.telemetry, services.recovery, close, on_end)
         if not self._tail.begin(read_on):
             close()
             self._record_or_look_up(CLOSED, end_ns)
@@ -347,6 +357,7 @@ class Invocation:
 
     def on_exit(self) -> None:
         """End the call because the process or the instrumentation ends."""
+        self.on_leave()
         self.on_remainder()
         self.finish(EXIT)
 
@@ -403,6 +414,7 @@ class Invocation:
 
     @_fault.catch_and_report("ending a call")
     def _end_collected(self, end_ns: int) -> None:
+        self.on_leave()
         reception = self._reception
         if remainder := reception.take_remainder():
             reception.read_tail(remainder)
@@ -446,7 +458,7 @@ class Invocation:
 
     def on_accept(self) -> None:
         """Note that the look-up is accepted: the span stays open until its result."""
-        self._services.telemetry.add_pending(self.span, 1)
+        self._services.telemetry.add_pending(self.call_span, 1)
 
     def on_begin(self, job: Job) -> LookupRequest | MissingReason:
         """Return what to look up, or the missing reason if the call has no target."""
@@ -470,7 +482,7 @@ class Invocation:
         pending, state = self._pending_usage, self._reception.state
         assert pending is not None  # noqa: S101
         self._pending_usage = pending._replace(make_target=None)
-        self._services.telemetry.add_pending(self.span, -1)
+        self._services.telemetry.add_pending(self.call_span, -1)
         response = state.response
         latest = response.merged_with(result.response) if result.response is not None else response
         is_known = result.usage is not None
@@ -502,7 +514,7 @@ class Invocation:
         first = state.first_delta_at
         start = self._start_ns - self._wall_clock_offset_ns  # by perf_counter, like `first`
         self._services.telemetry.finish(
-            self.span,
+            self.call_span,
             Record(
                 request=self._request,
                 start_ns=self._start_ns,
@@ -517,6 +529,7 @@ class Invocation:
                 source=source,
                 missing_reason=reason,
                 retrieval=retrieval,
+                is_received=source in _ANSWER_SOURCES and not self._has_left,
             ),
         )
 
@@ -530,9 +543,10 @@ def _ending_of_error(error: BaseException) -> Ending:
     if not isinstance(error, Exception):
         return CANCELLED
     # Only SDK exceptions have the error code of the API. Other exceptions may use `code` for anything.
-    code = error_code({"code": getattr(error, "code", None)}) if _is_api_error(error) else None
+    code = error_code({"code": getattr(error, "code", None)}) if is_api_error(error) else None
     return Ending(Outcome.ERROR, code or type(error).__name__)
 
 
-def _is_api_error(error: BaseException) -> bool:
+def is_api_error(error: BaseException) -> bool:
+    """Whether the SDK has made this exception of an answer, or of its absence."""
     return any(cls.__name__ == "APIError" for cls in type(error).__mro__)

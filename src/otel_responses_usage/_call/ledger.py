@@ -15,9 +15,10 @@ from typing import Final
 from opentelemetry.trace import INVALID_SPAN
 
 from .._config import Config
-from .._facts.request import ResponsesRequest, Server
+from .._facts.request import Operation, ResponsesRequest, Server
 from .._facts.response import Response
 from .._lookup.recovery import Recovery
+from .._telemetry.neighbour import CallSpan, Neighbour
 from .._telemetry.telemetry import Telemetry
 from .invocation import Invocation, Services
 
@@ -30,6 +31,7 @@ class Ledger:
 
     def __init__(self, config: Config, telemetry: Telemetry, recovery: Recovery) -> None:
         self._config = config
+        self._makes_chat_spans = config.spans != "never"
         self._telemetry = telemetry
         self._recovery = recovery
         self._services = Services(config, telemetry, recovery, self._remove)
@@ -46,18 +48,28 @@ class Ledger:
         """Whether calls are recorded: the ledger is not closed and an OpenTelemetry SDK is set."""
         return not self._closed and self._telemetry.has_sdk
 
-    def open(self, request: ResponsesRequest) -> Invocation | None:
-        """Start a call. Returns `None` if it would not be recorded, or if the ledger is closed."""
+    def open(
+        self, request: ResponsesRequest, neighbour: Neighbour | None = None, start_ns: int | None = None
+    ) -> Invocation | None:
+        """Start a call. Returns `None` if it would not be recorded, or if the ledger is closed.
+
+        Args:
+            request: The parameters of the call.
+            neighbour: Who else has a span of this call.
+            start_ns: When it began, in nanoseconds of the wall clock; now by default.
+
+        """
         if self._closed:
             return None
         while self._callbacks_before_next_call:
             with contextlib.suppress(IndexError):  # another thread may take the last one
                 self._callbacks_before_next_call.pop()()
-        start_ns = time.time_ns()
-        span = self._telemetry.start(request, start_ns)
-        if not self._telemetry.is_recorded(span):
+        start_ns = start_ns or time.time_ns()
+        has_span = self._makes_chat_spans or request.operation is not Operation.CHAT
+        call_span = self._telemetry.start(request, start_ns, neighbour, has_span=has_span)
+        if not self._telemetry.is_recorded(call_span):
             return None
-        invocation = Invocation(request, span, start_ns, self._services)
+        invocation = Invocation(request, call_span, start_ns, self._services)
         self._open[invocation] = None
         if not self._is_registered_at_exit:
             # Register at the first span, not earlier. The functions run in reverse order, and by now the
@@ -128,7 +140,7 @@ class Ledger:
         pending_spans, forget_circuits = self._recovery.begin_anew()
         if pending_spans:
             self._callbacks_before_next_call.append(
-                partial(self._telemetry.add_pending, INVALID_SPAN, -pending_spans)
+                partial(self._telemetry.add_pending, CallSpan(INVALID_SPAN), -pending_spans)
             )
         self._callbacks_before_next_call.append(forget_circuits)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from opentelemetry.trace import Span
-
 from .. import _fault
 from .._facts.request import Server
 from .._facts.usage import MissingReason, UsageSource
 from .._lookup.job import Job, LookupResult
 from .._lookup.recovery import Recovery
+from .._telemetry.neighbour import CallSpan
 from .._telemetry.telemetry import Telemetry
 
 
@@ -20,7 +19,7 @@ class CallTail:
     def __init__(
         self,
         server: Server,
-        span: Span,
+        call_span: CallSpan,
         telemetry: Telemetry,
         recovery: Recovery,
         close: Callable[[], object],
@@ -30,7 +29,7 @@ class CallTail:
 
         Args:
             server: The server of the call.
-            span: The span of the call.
+            call_span: The span of the call.
             telemetry: Counts the span.
             recovery: Has the tail read, and waits for it at exit.
             close: Called once when the tail has ended.
@@ -38,7 +37,7 @@ class CallTail:
 
         """
         self._job = Job(server, "", 0.0, self)
-        self._span = span
+        self._call_span = call_span
         self._telemetry = telemetry
         self._recovery = recovery
         self._close = close
@@ -54,7 +53,7 @@ class CallTail:
 
     def on_accept(self) -> None:
         """Count the span as pending."""
-        self._telemetry.add_pending(self._span, 1)
+        self._telemetry.add_pending(self._call_span, 1)
 
     def on_begin(self, job: Job) -> MissingReason:  # noqa: ARG002
         """Ask for nothing: a tail is read."""
@@ -66,5 +65,5 @@ class CallTail:
             self._close()
         except Exception:
             _fault.report("closing a stream that was read on")
-        self._telemetry.add_pending(self._span, -1)
+        self._telemetry.add_pending(self._call_span, -1)
         self._on_end(result.reason is MissingReason.SHUTDOWN)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._lookup.imports import late_import
-from ._patches import Patch, Replacement, replacements
+from ._patches import Patches
 
 if TYPE_CHECKING:
     from .._lookup.worker import Pace
     from ._retrieve import HttpRetriever
 
-__all__ = ["Patch", "Replacement", "make_retriever", "replacements"]
+__all__ = ["Patches", "make_retriever"]
 
 
 def make_retriever(pace: Pace) -> HttpRetriever:

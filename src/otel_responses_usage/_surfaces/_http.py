@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
+import logging
+import sys
+import time
 from collections import ChainMap
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
@@ -15,10 +17,12 @@ from opentelemetry import context, trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from .. import _fault
-from .._call.invocation import Invocation
+from .._call.invocation import Invocation, is_api_error
 from .._call.ledger import Ledger
+from .._config import Spans
 from .._facts.outcome import CLOSED
 from .._facts.request import (
+    Operation,
     ResponsesRequest,
     Server,
     describe_create,
@@ -30,6 +34,9 @@ from .._facts.request import (
 from .._facts.response import Response, is_response_object
 from .._facts.usage import MissingReason
 from .._lookup.imports import late_import
+from ._classes import ClientClasses
+from ._neighbours import FoundNeighbour, Neighbours
+from ._scope import NO_SCOPE, RequestScope, current_scope
 from ._tap import tap
 
 if TYPE_CHECKING:
@@ -37,60 +44,36 @@ if TYPE_CHECKING:
 
 Wrapped = Callable[..., Any]
 
+# The members of an `Enum` are looked up slowly.
+_CHAT: Final = Operation.CHAT
+_SDK_CLIENT_MODULE: Final = "openai._base_client"
+_MAX_CONSTRUCTORS: Final = 4
 
-class _RequestScope:
-    """The scope in which the SDK makes a request. An HTTP response in this context belongs to its call.
-
-    Scopes can be nested: a callback of the application may make requests, too, even requests without a span.
-    """
-
-    __slots__ = ("_outer", "_token", "invocation")
-
-    def __init__(self, invocation: Invocation | None) -> None:
-        self.invocation = invocation
-
-    def __enter__(self) -> None:
-        self._outer = _current_scope.get()
-        _current_scope.set(self)
-        self._token = None
-        if self.invocation is not None:
-            self._token = context.attach(trace.set_span_in_context(self.invocation.span))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # The garbage collector may close an unfinished coroutine at any point: in a foreign context, during
-        # another call, or while a thread holds the lock that `span.end()` needs.
-        if _current_scope.get() is self:
-            _current_scope.set(self._outer)
-            if self._token is not None:
-                context.detach(self._token)
-        if self.invocation is None:
-            return
-        if isinstance(error, GeneratorExit):
-            self.invocation.on_garbage_collected()
-        elif error is not None:
-            self.invocation.on_raise(error)
-        else:
-            self.invocation.on_return()
-
-
-_NO_SCOPE: Final = _RequestScope(None)
-_current_scope: Final[ContextVar[_RequestScope]] = ContextVar(
-    "otel_responses_usage.request_scope", default=_NO_SCOPE
-)
+_logger = logging.getLogger("otel_responses_usage")
 
 
 class HttpSurface:
-    """Wrappers for two methods: `request` makes a call, `_process_response` receives the HTTP response.
+    """Wrappers for methods that every call of the SDK's clients uses.
 
-    Every call uses both, and `request` once. This includes `create`, `parse`, `stream`, `retrieve`, and raw
-    and streaming responses. It includes Azure clients, copied clients, and methods that were stored before
-    `instrument()`.
+    `request` makes a call, and `_process_response` receives the HTTP response. Each call uses them once. This
+    includes `create`, `parse`, `stream`, `retrieve`, and raw and streaming responses. It includes Azure
+    clients, copied clients, and methods that were stored before `instrument()`.
+
+    Another package may have stored the SDK's own `request` before `instrument()`, and call that one. Such a
+    call is noticed when its answer is processed, or when the SDK makes an error of it. From then on the
+    client's own way of calling is wrapped, too: see `ClientClasses`.
+
+    Attributes:
+        classes: Wraps the `request` of client classes that have their own.
+
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, spans: Spans) -> None:
         self._ledger = ledger
+        self._looks_for_neighbours = spans != "always"
+        self._neighbours = Neighbours()
+        self._has_warned = False
+        self.classes = ClientClasses(self._on_missed_error, self._on_missed_result)
 
     def request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
         """Make a call, with its span as the current span."""
@@ -113,8 +96,12 @@ class HttpSurface:
 
         This one wrapper is for both clients: it awaits nothing itself.
         """
-        invocation = _current_scope.get().invocation
+        scope = current_scope.get()
+        invocation = scope.invocation
+        late_scope = None
         try:
+            if scope.waits_for_call and not self.classes.is_direct(client) and self._ledger.accepts_calls:
+                invocation, late_scope = self._open_late(scope, client, kwargs["options"], kwargs["response"])
             if invocation is not None:
                 _attach(invocation, client, kwargs["response"])
             elif self._ledger.has_pending:
@@ -123,7 +110,38 @@ class HttpSurface:
             _fault.report("looking at an answer")
             if invocation is not None:
                 invocation.finish(CLOSED)  # the answer cannot be read any more
-        return wrapped(*args, **kwargs)
+        if late_scope is None:
+            return wrapped(*args, **kwargs)
+        if inspect.iscoroutinefunction(wrapped):
+            return _awaited_in(late_scope, wrapped, args, kwargs)
+        with late_scope:
+            return wrapped(*args, **kwargs)
+
+    def make_status_error(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
+        """Make the error of a refused call. If the call was not seen, it is recorded here."""
+        error = wrapped(*args, **kwargs)
+        self._on_unseen_error(error, type(client))
+        return error
+
+    def connection_error_made(self, wrapped: Wrapped, error: Any, args: Any, kwargs: Any) -> Any:
+        """Make the error of a call without an answer. If the call was not seen, it is recorded here."""
+        wrapped(*args, **kwargs)
+        if current_scope.get().waits_for_call and _is_made_by_request():
+            self._on_unseen_error(error, None)
+
+    @_fault.catch_and_report("looking at an error")
+    def _on_unseen_error(self, error: Any, client_class: type | None) -> None:
+        scope = current_scope.get()
+        if not scope.waits_for_call or not self._ledger.accepts_calls:
+            return  # most calls are seen, and have a scope
+        request = _describe_http_request(error.request, client_class)
+        if request is None:
+            return
+        invocation = self._open(request, None, scope, scope.take_start_ns())
+        if scope is not NO_SCOPE:
+            scope.invocation = invocation  # which ends with the scope
+        elif invocation is not None:
+            invocation.on_raise(error)
 
     def _observe(self, client: Any, options: Any, response: Any) -> None:
         """Use the answer to a call without a span if it contains a response with a pending look-up."""
@@ -139,7 +157,7 @@ class HttpSurface:
                 shown = Response.from_json(document)._replace(id=unquote(response_id))
                 self._ledger.observe(server, shown)
 
-    def _open_scope(self, client: Any, args: Any, kwargs: Any) -> _RequestScope | None:
+    def _open_scope(self, client: Any, args: Any, kwargs: Any) -> RequestScope | None:
         """Open a call and return the scope for its request.
 
         The scope has no invocation if the call is not recorded but runs inside of another one. The result is
@@ -149,12 +167,116 @@ class HttpSurface:
         try:
             if not self._ledger.accepts_calls:
                 return None  # this instrumentation is off; the outer scope may belong to another one
-            if is_instrumentation_enabled():
-                request = _describe_request(client, kwargs["options"] if "options" in kwargs else args[1])
-                invocation = None if request is None else self._ledger.open(request)
+            if client is None and args:  # the method was stored from the class, and not bound
+                client, args = args[0], args[1:]
+            options = kwargs["options"] if "options" in kwargs else args[1]
+            request = _describe_request(client, options)
+            outer = current_scope.get()
+            if request is not None:
+                invocation = self._open(request, options.headers, outer, outer.take_start_ns())
         except Exception:
             _fault.report("opening a call")
-        return None if invocation is None and _current_scope.get() is _NO_SCOPE else _RequestScope(invocation)
+        return None if invocation is None and current_scope.get() is NO_SCOPE else RequestScope(invocation)
+
+    def _open_late(
+        self, scope: RequestScope, client: Any, options: Any, response: Any
+    ) -> tuple[Invocation | None, RequestScope | None]:
+        """Open a call that another package has brought past our wrapper of `request`.
+
+        Returns:
+            The call, and a scope to process its answer in, if it has no scope yet.
+
+        """
+        request = _describe_request(client, options)
+        if request is None:
+            return None, None
+        self.classes.cover_client(client)
+        start_ns = scope.take_start_ns()
+        invocation = self._open(request, options.headers, scope, start_ns or _sent_ns(response))
+        if scope is NO_SCOPE:
+            return invocation, RequestScope(invocation)
+        # Its span does not become the current span. The other package may have set one since the scope was
+        # entered, and resets it first.
+        scope.invocation = invocation
+        return invocation, None
+
+    def _open(
+        self, request: ResponsesRequest, headers: object, scope: RequestScope, start_ns: int | None
+    ) -> Invocation | None:
+        """Open a call in this scope, unless it is suppressed by the application or not recorded."""
+        here = context.get_current()
+        # What another package suppresses inside of its own `request` is not what the application suppresses.
+        is_suppressed = bool(here) and not scope.is_entered_enabled and not is_instrumentation_enabled()
+        neighbour = None
+        if (self._looks_for_neighbours or is_suppressed) and request.operation is _CHAT:
+            neighbour = self._neighbours.find(here, request, headers)
+        if neighbour is None:
+            return None if is_suppressed else self._open_enabled(request, None, start_ns)
+        invocation = None
+        if neighbour.suppresses or not is_suppressed:
+            neighbour_or_none = neighbour if self._looks_for_neighbours else None
+            invocation = self._open_enabled(request, neighbour_or_none, start_ns)
+        if invocation is None:
+            neighbour.release()
+        return invocation
+
+    def _open_enabled(
+        self, request: ResponsesRequest, neighbour: FoundNeighbour | None, start_ns: int | None
+    ) -> Invocation | None:
+        """Open a call. Tracers of other packages make no span while instrumentation is suppressed."""
+        if is_instrumentation_enabled():
+            return self._ledger.open(request, neighbour, start_ns)
+        token = context.attach(trace.set_span_in_context(trace.get_current_span(), context.Context()))
+        try:
+            return self._ledger.open(request, neighbour, start_ns)
+        finally:
+            context.detach(token)
+
+    def _on_missed_error(self, client: Any, args: Any, kwargs: Any, error: BaseException) -> None:
+        """Record a call that another package has brought past our wrapper, and that got no answer."""
+        # Other exceptions may have been raised before the SDK sent anything.
+        if isinstance(error, Exception) and not is_api_error(error):
+            return
+        scope = self._open_scope(client, args, kwargs)
+        if scope is not None and scope.invocation is not None:
+            scope.invocation.on_raise(error)
+
+    def _on_missed_result(self, client: Any, args: Any, kwargs: Any) -> None:
+        """Warn once if a call was answered and not seen."""
+        if self._has_warned or not self._ledger.accepts_calls or not is_instrumentation_enabled():
+            return
+        try:
+            if _describe_request(client, kwargs["options"] if "options" in kwargs else args[1]) is None:
+                return
+        except Exception:
+            return  # arguments of its own
+        self._has_warned = True
+        client_class = f"{type(client).__module__}.{type(client).__qualname__}"
+        _logger.warning("%s does not use the SDK's request method. Its calls are not recorded.", client_class)
+
+
+def _is_made_by_request() -> bool:
+    """Whether the SDK's `request` makes this exception, and not one of its streams or the application."""
+    frame = sys._getframe(2)  # noqa: SLF001  # the caller of `connection_error_made`
+    for _ in range(_MAX_CONSTRUCTORS):
+        if frame.f_code.co_name != "__init__":
+            break
+        assert frame.f_back is not None  # noqa: S101  # something constructs the exception
+        frame = frame.f_back
+    return frame.f_globals.get("__name__") == _SDK_CLIENT_MODULE
+
+
+async def _awaited_in(scope: RequestScope, wrapped: Wrapped, args: Any, kwargs: Any) -> Any:
+    with scope:
+        return await wrapped(*args, **kwargs)
+
+
+def _sent_ns(response: Any) -> int | None:
+    """When the request of a response was sent, in nanoseconds of the wall clock, if that is known."""
+    started_s = getattr(response.stream, "_start", None)  # by `time.perf_counter`
+    if not isinstance(started_s, float):
+        return None
+    return time.time_ns() - int((time.perf_counter() - started_s) * 1e9)
 
 
 class _TargetFactory:
@@ -227,6 +349,17 @@ def _describe_request(client: Any, options: Any) -> ResponsesRequest | None:
     if response_id is not None and query.get("stream") in (True, "true"):
         return describe_fetch(unquote(response_id), query, _server(client, options.url))
     return None
+
+
+def _describe_http_request(http_request: Any, client_class: type | None) -> ResponsesRequest | None:
+    """Return the parameters of the call that this HTTP request was sent for, as `_describe_request` does."""
+    url = http_request.url
+    if not is_create(http_request.method, url.path):
+        return None
+    is_azure = client_class is not None and _is_azure(client_class)
+    server = Server.from_url_parts(url.host, url.port, url.scheme, azure=is_azure)
+    body = json.loads(http_request.content)
+    return describe_create(body if isinstance(body, dict) else {}, server)
 
 
 def _body(options: Any) -> Mapping[str, Any]:

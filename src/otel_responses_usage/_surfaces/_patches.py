@@ -2,63 +2,69 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-import wrapt
 from opentelemetry import metrics, trace
 
 from .._call.ledger import Ledger
+from .._config import Spans
 from ._http import HttpSurface
+from ._patch import Patch
 from ._providers import ProviderSurface
 
-# In wrapt 2, neither class is a subclass of the other.
-_PROXIES: Final[Any] = (wrapt.ObjectProxy, wrapt.FunctionWrapper)
-
+_CLIENT: Final = "openai._base_client"
 
 # A function to replace: the module, its name in the module, and the wrapper.
-Replacement: TypeAlias = tuple[str, str, Callable[..., Any]]
+_Replacement: TypeAlias = tuple[str, str, Callable[..., Any]]
+
+_logger = logging.getLogger("otel_responses_usage")
 
 
-class Patch:
-    """A wrapper around a function of another package."""
+class Patches:
+    """The functions to replace in other packages, and those that have been replaced.
 
-    def __init__(self, module: str, name: str, wrapper: Callable[..., Any]) -> None:
-        """Wrap the function. The module must be imported.
+    Attributes:
+        modules: The modules of the functions.
 
-        Raises:
-            AttributeError: There is no such function.
+    """
 
-        """
-        self._owner, self._attribute, _ = wrapt.resolve_path(module, name)
-        self._proxy = wrapt.wrap_function_wrapper(module, name, wrapper)
+    def __init__(self, ledger: Ledger, tracer: trace.Tracer, meter: metrics.Meter, spans: Spans) -> None:
+        """Replace nothing yet. The tracer and the meter are those that the ledger reports to."""
+        http = HttpSurface(ledger, spans)
+        providers = ProviderSurface(ledger, tracer, meter)
+        self._classes = http.classes
+        self._replacements: tuple[_Replacement, ...] = (
+            (_CLIENT, "SyncAPIClient.request", http.request),
+            (_CLIENT, "SyncAPIClient._process_response", http.process_response),
+            (_CLIENT, "AsyncAPIClient.request", http.async_request),
+            (_CLIENT, "AsyncAPIClient._process_response", http.process_response),
+            (_CLIENT, "BaseClient._make_status_error_from_response", http.make_status_error),
+            (_CLIENT, "BaseClient.__init__", http.classes.client_made),
+            ("openai._exceptions", "APIConnectionError.__init__", http.connection_error_made),
+            ("opentelemetry.sdk.trace", "TracerProvider.shutdown", providers.shutdown),
+            ("opentelemetry.sdk.trace", "TracerProvider.force_flush", providers.force_flush),
+            ("opentelemetry.sdk.metrics", "MeterProvider.shutdown", providers.shutdown),
+            ("opentelemetry.sdk.metrics", "MeterProvider.force_flush", providers.force_flush),
+        )
+        self.modules = tuple({module: None for module, _, _ in self._replacements})
+        self._made: list[Patch] = []
+
+    def apply(self, module_name: str) -> None:
+        """Replace the functions of this module, which has been imported."""
+        for module, name, wrapper in self._replacements:
+            if module == module_name:
+                try:
+                    self._made.append(Patch.of_module(module, name, wrapper))
+                except AttributeError:
+                    _logger.warning("%s.%s is not there and is not instrumented.", module, name)
+        if module_name == _CLIENT:
+            self._classes.cover_module(sys.modules[_CLIENT])
 
     def remove(self) -> None:
-        """Remove the wrapper. Wrappers that others have added since stay in place."""
-        outer = vars(self._owner).get(self._attribute)
-        if outer is self._proxy:
-            setattr(self._owner, self._attribute, self._proxy.__wrapped__)
-            return
-        while isinstance(outer, _PROXIES):
-            if outer.__wrapped__ is self._proxy:
-                outer.__wrapped__ = self._proxy.__wrapped__
-                return
-            outer = outer.__wrapped__
-        # A wrapper of another kind cannot be changed. Below it this wrapper stays, and does nothing.
-
-
-def replacements(ledger: Ledger, tracer: trace.Tracer, meter: metrics.Meter) -> tuple[Replacement, ...]:
-    """Return the functions to replace. The tracer and the meter are those that the ledger reports to."""
-    http = HttpSurface(ledger)
-    providers = ProviderSurface(ledger, tracer, meter)
-    client = "openai._base_client"
-    return (
-        (client, "SyncAPIClient.request", http.request),
-        (client, "SyncAPIClient._process_response", http.process_response),
-        (client, "AsyncAPIClient.request", http.async_request),
-        (client, "AsyncAPIClient._process_response", http.process_response),
-        ("opentelemetry.sdk.trace", "TracerProvider.shutdown", providers.shutdown),
-        ("opentelemetry.sdk.trace", "TracerProvider.force_flush", providers.force_flush),
-        ("opentelemetry.sdk.metrics", "MeterProvider.shutdown", providers.shutdown),
-        ("opentelemetry.sdk.metrics", "MeterProvider.force_flush", providers.force_flush),
-    )
+        """Put all functions back."""
+        while self._made:
+            self._made.pop().remove()
+        self._classes.remove()

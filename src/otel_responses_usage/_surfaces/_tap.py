@@ -131,6 +131,7 @@ class _Tap:
             invocation.on_reader_gone()
         if invocation.ended:
             return 0.0
+        invocation.on_leave()
         cause = _cause_of_close(self._drop_modules, invocation.response)
         if isinstance(cause, Exception):
             body = unread_body(self._stream)

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context, attach, detach
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from .. import _fault
@@ -17,6 +17,7 @@ from .._facts.request import Operation, ResponsesRequest, Server
 from .._facts.response import Response
 from .._facts.usage import MissingReason, Usage, UsageSource
 from . import semconv as names
+from .neighbour import CallSpan, Neighbour
 
 _API_TYPE: Final = "responses"
 # Optional attributes at the start of a span: the index of the field in the request, and the name.
@@ -36,6 +37,15 @@ _REQUEST_ATTRIBUTES: Final = tuple(
     )
 )
 
+# Attributes of ours that a usage span has.
+_USAGE_SPAN_NAMES: Final = (
+    names.STREAM_OUTCOME,
+    names.USAGE_SOURCE,
+    names.USAGE_MISSING_REASON,
+    names.RETRIEVAL_ATTEMPTS,
+    names.RETRIEVAL_DURATION,
+)
+
 _RecordPoint: TypeAlias = Callable[[int, dict[str, AttributeValue], Context], None]
 
 
@@ -47,7 +57,12 @@ class Retrieval(NamedTuple):
 
 
 class Record(NamedTuple):
-    """All facts of an ended call. Times in nanoseconds are of the wall clock."""
+    """All facts of an ended call. Times in nanoseconds are of the wall clock.
+
+    Attributes:
+        is_received: Whether the usage was in the answer, in a part that the application has received.
+
+    """
 
     request: ResponsesRequest
     start_ns: int
@@ -62,13 +77,20 @@ class Record(NamedTuple):
     source: UsageSource | None
     missing_reason: MissingReason | None
     retrieval: Retrieval | None
+    is_received: bool
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the call ended without any answer."""
+        return self.ending.outcome is Outcome.ERROR and self.response.id is None and not self.events
 
 
 class _Instruments:
     """The instruments for times and tokens of one generation of the conventions."""
 
     def __init__(self, meter: metrics.Meter, generation: names.Generation) -> None:
-        self.duration = meter.create_histogram(
+        self.is_current = generation is names.CURRENT
+        self._duration = meter.create_histogram(
             generation.duration,
             unit="s",
             description="GenAI operation duration.",
@@ -92,13 +114,25 @@ class _Instruments:
                 recorders[metric.name] = _token_instrument(meter, metric)
         self._tokens = [(metric, recorders[metric.name]) for metric in generation.tokens]
 
-    def record(self, record: Record, common: dict[str, AttributeValue], context: Context) -> None:
-        """Record the chunk times and the tokens of a call."""
+    def record_times(
+        self,
+        record: Record,
+        common: dict[str, AttributeValue],
+        with_error: dict[str, AttributeValue],
+        context: Context,
+    ) -> None:
+        """Record the duration and the chunk times of a call."""
+        self._duration.record((record.end_ns - record.start_ns) / 1e9, with_error, context)
+        if record.request.operation is not Operation.CHAT:
+            return  # the chunks of a fetch belong to the original call
         if record.time_to_first_chunk_s is not None:
             self._time_to_first_chunk.record(record.time_to_first_chunk_s, common, context)
         for gap_s in record.gaps_s:
             self._time_per_output_chunk.record(gap_s, common, context)
-        if record.usage is None:
+
+    def record_tokens(self, record: Record, common: dict[str, AttributeValue], context: Context) -> None:
+        """Record the tokens of a call, if they are known. A fetch generates no tokens."""
+        if record.usage is None or record.request.operation is not Operation.CHAT:
             return
         for metric, record_tokens in self._tokens:
             tokens = getattr(record.usage, metric.field)
@@ -157,8 +191,21 @@ class Telemetry:
             description="Faults of the instrumentation itself.",
         )
 
-    def start(self, request: ResponsesRequest, start_ns: int) -> Span:
-        """Start the span of a call, as a child of the current span."""
+    def start(
+        self, request: ResponsesRequest, start_ns: int, neighbour: Neighbour | None, *, has_span: bool
+    ) -> CallSpan:
+        """Start the span of a call, as a child of the current span.
+
+        Args:
+            request: The parameters of the call.
+            start_ns: When the call began, in nanoseconds of the wall clock.
+            neighbour: Who else has a span of this call. Then it gets none of ours.
+            has_span: Whether it is to have a span of ours otherwise.
+
+        """
+        if neighbour is not None or not has_span:
+            parent = neighbour.context if neighbour else trace.get_current_span().get_span_context()
+            return CallSpan(NonRecordingSpan(parent), is_own=False, neighbour=neighbour)
         attributes = _start_attributes(
             request.operation, request.server, request.model, request.streams
         ).copy()
@@ -166,8 +213,10 @@ class Telemetry:
             value: Any = request[index]
             if value is not None:
                 attributes[name] = value
-        return self._tracer.start_span(
-            request.span_name, kind=SpanKind.CLIENT, attributes=attributes, start_time=start_ns
+        return CallSpan(
+            self._tracer.start_span(
+                request.span_name, kind=SpanKind.CLIENT, attributes=attributes, start_time=start_ns
+            )
         )
 
     @property
@@ -182,9 +231,11 @@ class Telemetry:
             self._has_sdk = not isinstance(tracer, trace.NoOpTracer) or self._records_metrics
         return self._has_sdk
 
-    def is_recorded(self, span: Span) -> bool:
-        """Whether this span or any metric is recorded."""
-        return span.is_recording() or self._records_metrics
+    def is_recorded(self, call_span: CallSpan) -> bool:
+        """Whether anything is recorded of this call: a span, or any metric."""
+        span, neighbour = call_span.span, call_span.neighbour
+        is_sampled = neighbour.context.trace_flags.sampled if neighbour else span.is_recording()
+        return is_sampled or self._records_metrics
 
     @property
     def _records_metrics(self) -> bool:
@@ -192,9 +243,9 @@ class Telemetry:
         instrument = getattr(self._calls, "_real_instrument", self._calls)
         return instrument is not None and not isinstance(instrument, metrics.NoOpCounter)
 
-    def add_pending(self, span: Span, change: int) -> None:
-        """Add `change` to the number of spans that stay open until their usage is known."""
-        _run_step(self._pending.add, change, None, _context_of(span))
+    def add_pending(self, call_span: CallSpan, change: int) -> None:
+        """Add `change` to the number of calls that wait for their usage."""
+        _run_step(self._pending.add, change, None, _context_of(call_span.span))
 
     def count_circuit(self, address: str, port: int | None, change: int) -> None:
         """Add `change` to the number of open circuits: 1 if one opens, -1 if one closes."""
@@ -206,24 +257,45 @@ class Telemetry:
         """Count one error of the instrumentation itself."""
         self._faults.add(1)
 
-    def finish(self, span: Span, record: Record) -> None:
+    def finish(self, call_span: CallSpan, record: Record) -> None:
         """Record the metrics of an ended call, and end its span with the end time of the call.
 
         The metrics come first. An error in one step does not stop the next. So the tokens are recorded
         even if an exporter raises on the span. All steps run in an empty context. In the context of the
         caller instrumentation may be suppressed, and some span processors then drop the span.
         """
+        span, neighbour = call_span.span, call_span.neighbour
         token = attach(Context())
         try:
-            _run_step(self._record_metrics, record, _context_of(span))
-            if span.is_recording():
-                _run_step(self._set_attributes, span, record)
-            _run_step(span.end, record.end_ns)
+            is_told = neighbour is not None and _is_told(neighbour, record)
+            _run_step(self._record_metrics, record, _context_of(span), neighbour, is_told)
+            if neighbour is not None:
+                _run_step(self._add_to_neighbour, span, record, neighbour, is_told)
+            elif call_span.is_own:
+                if span.is_recording():
+                    _run_step(self._set_attributes, span, record)
+                _run_step(span.end, record.end_ns)
         finally:
             detach(token)
 
+    def _add_to_neighbour(self, span: Span, record: Record, neighbour: Neighbour, is_told: bool) -> None:
+        """Write what the neighbour does not know: on its span, and in a span of its own below that."""
+        if record.is_refused:
+            neighbour.release()
+        elif not is_told:
+            # At the end of the call and without a length: it is a fact about the call and no work of its own.
+            usage_span = self._tracer.start_span(
+                f"usage {record.request.model}" if record.request.model else "usage",
+                context=_context_of(span),
+                attributes=_without_none(_usage_span_attributes(record)),
+                start_time=record.end_ns,
+            )
+            usage_span.end(record.end_ns)
+        if neighbour.can_be_added_to:
+            neighbour.add(_without_none(_own_attributes(record)))
+
     def _set_attributes(self, span: Span, record: Record) -> None:
-        response, usage, retrieval = record.response, record.usage, record.retrieval
+        response = record.response
         # A response that still runs in the background has no finish reason yet.
         has_finished = record.events or not response.is_running
         reason = record.ending.finish_reason(response) if has_finished else None
@@ -233,48 +305,29 @@ class Telemetry:
             names.RESPONSE_FINISH_REASONS: (reason,) if reason else None,
             names.OPENAI_RESPONSE_SERVICE_TIER: response.service_tier,
             names.RESPONSE_TIME_TO_FIRST_CHUNK: record.time_to_first_chunk_s,
-            names.STREAM_OUTCOME: record.ending.outcome.value,
-            names.RESPONSE_STATUS: response.status,
             names.ERROR_TYPE: record.ending.error_type,
+            **_own_attributes(record),
+            **_usage_attributes(record),
         }
-        if record.request.streams or record.events:
-            attributes[names.STREAM_EVENTS] = record.events
-            attributes[names.STREAM_DELTAS] = sum(record.deltas.values())
-        for kind, count in record.deltas.items():
-            attributes[names.STREAM_DELTAS_BY_TYPE + kind] = count
-        if record.request.operation is Operation.CHAT:
-            attributes[names.USAGE_SOURCE] = record.source.value if record.source else None
-            attributes[names.USAGE_MISSING_REASON] = (
-                record.missing_reason.value if record.missing_reason else None
-            )
-            if usage is not None:
-                attributes |= {
-                    names.USAGE_INPUT_TOKENS: usage.input_tokens,
-                    names.USAGE_OUTPUT_TOKENS: usage.output_tokens,
-                    names.USAGE_CACHE_READ_INPUT_TOKENS: usage.cache_read_input_tokens,
-                    names.USAGE_CACHE_WRITE_INPUT_TOKENS: usage.cache_write_input_tokens,
-                    names.USAGE_REASONING_OUTPUT_TOKENS: usage.reasoning_output_tokens,
-                }
-        if retrieval is not None:
-            attributes[names.RETRIEVAL_ATTEMPTS] = retrieval.attempts
-            attributes[names.RETRIEVAL_DURATION] = retrieval.duration_s
         span.set_attributes(_without_none(attributes))
         if record.ending.is_error:
             span.set_status(Status(StatusCode.ERROR))
 
-    def _record_metrics(self, record: Record, context: Context) -> None:
+    def _record_metrics(
+        self, record: Record, context: Context, neighbour: Neighbour | None, is_told: bool
+    ) -> None:
         request, ending = record.request, record.ending
         common = {
             **_common_attributes(request.operation, request.server, request.model, record.response.model)
         }
         with_error = common | {names.ERROR_TYPE: ending.error_type} if ending.error_type else common
-        # A fetch generates no tokens. Its chunks belong to the original call.
-        is_fetch = request.operation is not Operation.CHAT
         for instruments in self._instruments:
-            instruments.duration.record((record.end_ns - record.start_ns) / 1e9, with_error, context)
-            if not is_fetch:
-                instruments.record(record, common, context)
-        if is_fetch:
+            other = neighbour if instruments.is_current else None  # neighbours use the current names
+            if other is None or not other.records_times:
+                instruments.record_times(record, common, with_error, context)
+            if other is None or not (is_told and other.records_tokens):
+                instruments.record_tokens(record, common, context)
+        if request.operation is not Operation.CHAT:
             return
         self._calls.add(
             1,
@@ -296,6 +349,68 @@ class Telemetry:
                 {names.RETRIEVAL_RESULT: result.value if result else "none"},
                 context,
             )
+
+
+def _is_told(neighbour: Neighbour, record: Record) -> bool:
+    """Whether the neighbour's span has the usage, or will have it."""
+    try:
+        if record.usage is None:
+            return False
+        if record.is_received:
+            is_error = record.ending.outcome is Outcome.ERROR
+            return neighbour.learn(record.usage, record.response, is_error=is_error)
+        return neighbour.knows(record.usage)
+    except Exception:
+        _fault.report("looking at another instrumentation's span")
+        return False
+
+
+def _own_attributes(record: Record) -> dict[str, AttributeValue | None]:
+    """The attributes with names of this package."""
+    attributes: dict[str, AttributeValue | None] = {
+        names.STREAM_OUTCOME: record.ending.outcome.value,
+        names.RESPONSE_STATUS: record.response.status,
+    }
+    if record.request.streams or record.events:
+        attributes[names.STREAM_EVENTS] = record.events
+        attributes[names.STREAM_DELTAS] = sum(record.deltas.values())
+    for kind, count in record.deltas.items():
+        attributes[names.STREAM_DELTAS_BY_TYPE + kind] = count
+    if record.request.operation is Operation.CHAT:
+        attributes[names.USAGE_SOURCE] = record.source.value if record.source else None
+        reason = record.missing_reason
+        attributes[names.USAGE_MISSING_REASON] = reason.value if reason else None
+    if record.retrieval is not None:
+        attributes[names.RETRIEVAL_ATTEMPTS] = record.retrieval.attempts
+        attributes[names.RETRIEVAL_DURATION] = record.retrieval.duration_s
+    return attributes
+
+
+def _usage_attributes(record: Record) -> dict[str, AttributeValue | None]:
+    """The counts of tokens, if they are known. A fetch has none: they belong to the call it fetches."""
+    usage = record.usage
+    if usage is None or record.request.operation is not Operation.CHAT:
+        return {}
+    return {
+        names.USAGE_INPUT_TOKENS: usage.input_tokens,
+        names.USAGE_OUTPUT_TOKENS: usage.output_tokens,
+        names.USAGE_CACHE_READ_INPUT_TOKENS: usage.cache_read_input_tokens,
+        names.USAGE_CACHE_WRITE_INPUT_TOKENS: usage.cache_write_input_tokens,
+        names.USAGE_REASONING_OUTPUT_TOKENS: usage.reasoning_output_tokens,
+    }
+
+
+def _usage_span_attributes(record: Record) -> dict[str, AttributeValue | None]:
+    """The attributes of a usage span. It has no operation name, so that nobody counts it as a call."""
+    own = _own_attributes(record)
+    return {
+        names.PROVIDER_NAME: record.request.server.provider,
+        names.REQUEST_MODEL: record.request.model,
+        names.RESPONSE_ID: record.response.id,
+        names.RESPONSE_MODEL: record.response.model,
+        **{name: own.get(name) for name in _USAGE_SPAN_NAMES},
+        **_usage_attributes(record),
+    }
 
 
 def _run_step(step: Callable[..., None], *args: object) -> None:
