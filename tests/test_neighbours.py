@@ -21,6 +21,7 @@ import pytest
 import wrapt
 from openai._base_client import SyncAPIClient
 from opentelemetry import context, trace
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import ReadableSpan
 
 from conftest import Instrument, Serve
@@ -209,6 +210,22 @@ def test_a_refused_call_gives_the_span_back(observed: Observed, server: Scripted
         drain(client)
     assert names_of(observed) == ["theirs"]
     assert observed.calls() == {"no_response_id": 1, "stream": 1}
+
+
+def test_an_exit_during_the_look_up_is_told_below_the_neighbour(
+    observed: Observed, serve: Serve, api: Callable[..., ResponsesAPI]
+) -> None:
+    """The other instrumentation's span is exported at once, and the usage span says `shutdown` in the end."""
+    server = serve(api(Plan(ANSWER, cut_after=3, end=Hold(), fate="stuck")))
+    tracer = observed.tracer_provider.get_tracer("theirs")
+    with client_of(server) as client:
+        with tracer.start_as_current_span("theirs", attributes=INFERENCE):
+            leave(client)
+        assert names_of(observed) == ["theirs"]
+        ResponsesUsageInstrumentor().uninstrument()
+    assert names_of(observed) == ["theirs", f"usage {MODEL}"]
+    attributes = span_of(observed, f"usage {MODEL}").attributes or {}
+    assert attributes["openai_responses.usage.missing_reason"] == "shutdown"
 
 
 def test_no_span_of_a_neighbour_is_kept(observed: Observed, server: ScriptedServer) -> None:
@@ -432,6 +449,25 @@ def test_the_request_of_a_subclass_counts_from_its_beginning(
     span = observed.span()
     assert span.start_time is not None
     assert abs(span.start_time - began[0]) < 40_000_000
+
+
+def test_what_another_package_suppresses_is_not_what_the_application_suppresses(
+    instrument: Instrument, server: ScriptedServer
+) -> None:
+    """A package that calls the SDK under suppression hides no call, and the application still can."""
+
+    class Suppressing(openai.OpenAI):
+        def request(self, *args: Any, **kwargs: Any) -> Any:
+            with suppress_instrumentation():
+                return super().request(*args, **kwargs)
+
+    observed = instrument()
+    with client_of(server, Suppressing) as client:
+        drain(client)
+        with suppress_instrumentation():
+            drain(client)
+    assert names_of(observed) == [f"chat {MODEL}"]
+    assert observed.calls() == {"stream": 1}
 
 
 def test_calls_that_cannot_be_seen_are_named_once(

@@ -248,14 +248,16 @@ def _is_read_by_sdk() -> bool:
 
 def _kind_of(span: Any) -> _Kind | None:
     """Return what is known of the neighbour that has made the current span, if it is of an inference."""
-    scope = getattr(getattr(span, "instrumentation_scope", None), "name", "")
-    attributes = getattr(span, "attributes", None) or {}
-    if scope == _OWN_SCOPE or not attributes:
+    attributes = getattr(span, "attributes", None)
+    if attributes is None:
         return None
-    by_attribute = next((kind for kind in _ATTRIBUTES if attributes.get(kind.name) in _INFERENCES), None)
-    if by_attribute is None:
-        return None
-    return next((kind for kind in _SCOPES if kind.name == scope), by_attribute)
+    for by_attribute in _ATTRIBUTES:  # a loop, since a server's span is looked at in every call
+        if attributes.get(by_attribute.name) in _INFERENCES:
+            scope = getattr(getattr(span, "instrumentation_scope", None), "name", "")
+            if scope == _OWN_SCOPE:
+                return None
+            return next((kind for kind in _SCOPES if kind.name == scope), by_attribute)
+    return None
 
 
 def _find_wrapper(function: Any) -> _Kind | None:
