@@ -830,7 +830,7 @@ def _derived_from_aiohttp() -> Any:
 UNKNOWN: dict[str, tuple[str, Callable[[], Any]]] = {
     "wrapped": ("OpenAI", lambda: HTTP.Client(transport=Wrapping())),
     "derived": ("OpenAI", lambda: HTTP.Client(transport=Authorizing())),
-    "mounted": ("OpenAI", lambda: HTTP.Client(mounts={"http://": Authorizing()})),
+    "mounted": ("OpenAI", lambda: HTTP.Client(mounts={"http://127.0.0.1": Authorizing()})),
     "changed": ("OpenAI", _changed),
     "derived from aiohttp": ("AsyncOpenAI", _derived_from_aiohttp),
     "mock": ("OpenAI", lambda: HTTP.Client(transport=HTTP.MockTransport(_mock))),
