@@ -102,6 +102,7 @@ def lines(spans: Sequence[ReadableSpan]) -> Iterator[tuple[str, str, str, str]]:
 def drawing(spans: Sequence[ReadableSpan]) -> list[str]:
     """The lines of one trace, in columns."""
     rows = list(lines(spans))
+    assert len(rows) == len(spans), "a span has no place in the tree"
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -128,7 +129,7 @@ def main(name: str) -> None:
             else:
                 scenario = importlib.import_module("scenarios").SYNC[of_scenario[0]]
                 runner.run("the application", _of_model(scenario), neighbour.client())
-            ours().flush(FLUSH_S)
+            assert ours().flush(FLUSH_S), "look-ups are still pending"
             trace.get_tracer_provider().force_flush()  # type: ignore[attr-defined]
             drawn[end] = drawing(recorder.exporter.get_finished_spans())
     sys.stdout.write(json.dumps({"drawn": drawn, "errors": runner.ran.errors}))
