@@ -180,19 +180,25 @@ class Stack:
         told: Notice = wait_until(found, f"{status} {alert}", timeout)
         return told
 
+    def settings(self, name: str, openai: ScriptedServer | None = None) -> dict[str, str]:
+        """The environment of a service that exports to the Collector and calls this server, or the own."""
+        return {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "OPENAI_"))},
+            "OPENAI_BASE_URL": f"{(openai or self._openai).url}/v1",
+            "OTEL_SERVICE_NAME": name,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{self.collector.grpc_endpoint}",
+            "OTEL_LOGS_EXPORTER": "none",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+
     @contextlib.contextmanager
     def service(self, name: str, *calls: str, rounds: int = 1) -> Iterator[Callable[[], int]]:
         """A process without a line of telemetry that makes these calls; it yields how to wait for its end."""
         environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "OPENAI_"))},
-            "OPENAI_BASE_URL": f"{self._openai.url}/v1",
-            "OTEL_SERVICE_NAME": name,
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{self.collector.grpc_endpoint}",
-            "OTEL_LOGS_EXPORTER": "none",
+            **self.settings(name),
             "OTEL_METRIC_EXPORT_INTERVAL": "1000",
             "OTEL_BSP_SCHEDULE_DELAY": "200",
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
         }
         program = self.directory / "shop.py"
         program.write_text(SHOP, "utf-8")

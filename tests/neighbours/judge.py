@@ -303,6 +303,26 @@ def show(row: Row) -> None:
         say(row.run["log"])
 
 
+def draw(pythons: dict[str, str], package: str) -> int:
+    """Print the traces beside each neighbour that makes spans, as Markdown. Returns how many failed."""
+    failed = 0
+    for name, python in pythons.items():
+        if "/" in name or not NEIGHBOURS[name].makes_inferences:
+            continue
+        result = run(python, "draw.py", name, package=package)
+        problem = result.get("failed") or result["errors"]
+        if problem:
+            failed += 1
+            say(f"{name}: {problem}")
+            say(result.get("log", ""))
+            continue
+        say(f"### `{NEIGHBOURS[name].distribution}`\n\n```text")
+        say("\n\n".join("\n".join((f"{end}:", *rows)) for end, rows in result["drawn"].items()))
+        say("```")
+        say("")
+    return failed
+
+
 def say(line: str) -> None:
     """Print a line at once."""
     sys.stdout.write(f"{line.rstrip()}\n")
@@ -316,6 +336,9 @@ def main() -> int:
     parser.add_argument("--order", action="append", default=[], choices=ORDERS)
     parser.add_argument("--brief", action="store_true", help="leave out checks of variants, as CI does")
     parser.add_argument("--table-only", action="store_true", help="leave out the checks after the table")
+    parser.add_argument(
+        "--draw", action="store_true", help="only draw traces, as docs/neighbours.md has them"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write what each process recorded")
     args = parser.parse_args()
     began = time.monotonic()
@@ -327,6 +350,8 @@ def main() -> int:
             parser.error(f"there is no neighbour {asked}")
         pythons.update(dict.fromkeys(chosen, python))
     package = os.environ.pop("PYTHONPATH")
+    if args.draw:
+        return int(draw(pythons, package) > 0)
     made = rows(pythons, args.order, package)
     if args.json:
         Path(args.json).write_text(json.dumps([vars(row) for row in made], indent=1))

@@ -30,6 +30,7 @@ class Neighbour:
     theirs_first = True  # it makes a difference who is first
     can_be_off = False
     makes_spans = True
+    makes_inferences = True  # it has spans of inferences
     async_only = False  # it sees no call of the sync client
     # Its inference span is current during every call. So it is known beside whose span a call is made.
     makes_current = False
@@ -81,6 +82,7 @@ class Neighbour:
 
 class Nothing(Neighbour):
     distribution = "openai"
+    makes_inferences = False
     can_be_off = True
     theirs_first = False
     makes_spans = False
@@ -108,6 +110,7 @@ class OpenInference(Neighbour):
 
 class Httpx(Neighbour):
     distribution = "opentelemetry-instrumentation-httpx"
+    makes_inferences = False
     instrumentor = "opentelemetry.instrumentation.httpx:HTTPX2ClientInstrumentor"
     can_be_off = True
 
@@ -138,6 +141,7 @@ class HttpxTransport(Neighbour):
 
 class Aiohttp(Neighbour):
     distribution = "opentelemetry-instrumentation-aiohttp-client"
+    makes_inferences = False
     instrumentor = "opentelemetry.instrumentation.aiohttp_client:AioHttpClientInstrumentor"
     async_only = True
 
@@ -263,6 +267,7 @@ class AgentFramework(Neighbour):
 
 class Ddtrace(Neighbour):
     distribution = "ddtrace"
+    makes_inferences = False
     entry_point = False
 
     def on(self) -> None:
