@@ -10,23 +10,18 @@ from typing import Final, NamedTuple
 from .. import _fault
 from .._answer.reception import Reception
 from .._config import Config
-from .._facts.outcome import ABANDONED, CANCELLED, CLOSED, EXIT, TRUNCATED, Ending, Outcome, ending_of
+from .._facts.outcome import ABANDONED, CANCELLED, CLOSED, EXIT, TRUNCATED, Ending, Outcome
 from .._facts.request import Operation, ResponsesRequest
-from .._facts.response import Response, error_code
-from .._facts.usage import MissingReason, Usage, UsageSource
-from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
+from .._facts.response import error_code
+from .._facts.usage import UsageSource
 from .._lookup.recovery import Recovery
 from .._telemetry.neighbour import CallSpan
-from .._telemetry.telemetry import Record, Retrieval, Telemetry
+from .._telemetry.telemetry import Telemetry
+from .settlement import EndedCall, MakeTarget, Settlement
 from .tail import CallTail
 
 # How a call ends that does not stream and whose answer has no content.
 _EMPTY: Final = Ending(Outcome.ERROR, "empty_response")
-
-# The usage was in the answer itself.
-_ANSWER_SOURCES: Final = frozenset({UsageSource.STREAM, UsageSource.RESPONSE})
-
-MakeTarget = Callable[[str], "LookupTarget | MissingReason"]
 
 
 class Services(NamedTuple):
@@ -46,22 +41,11 @@ class Services(NamedTuple):
     on_end: Callable[[Invocation], object]
 
 
-class _PendingUsage(NamedTuple):
-    """State kept for an ended call until its usage is known."""
-
-    ending: Ending
-    end_ns: int
-    # It holds the credentials, and is released after its last use.
-    make_target: MakeTarget | None
-    has_no_target: bool = False
-
-
 class Invocation:
     """One call: it starts once, ends once, and is recorded once.
 
     The surfaces report each event of the call by calling a method. All ways to end the call lead to
-    `finish`, which acts only once. If the usage is known, the span ends at once. Otherwise a look-up starts.
-    The span then ends after the look-up, with the end time of the call. No method raises or blocks.
+    `finish`, which acts only once. A `Settlement` then records the call. No method raises or blocks.
     """
 
     __slots__ = (
@@ -72,7 +56,6 @@ class Invocation:
         "_has_document",
         "_has_left",
         "_make_target",
-        "_pending_usage",
         "_reader_failed",
         "_reception",
         "_request",
@@ -99,7 +82,6 @@ class Invocation:
         self._end_token: list[None] = [None]
         self._ended = False
         self._tail: CallTail | None = None
-        self._pending_usage: _PendingUsage | None = None
         self._decode_error: Ending | None = None
         self._reader_failed = False
         # A weak reference to the HTTP response, whose callback is `on_garbage_collected`.
@@ -378,9 +360,6 @@ class Invocation:
     def _now_ns(self) -> int:
         return time.perf_counter_ns() + self._wall_clock_offset_ns
 
-    def _seconds_since(self, end_ns: int) -> float:
-        return (self._now_ns() - end_ns) / 1e9
-
     def _record_or_look_up(self, ending: Ending, end_ns: int, *, is_cut_off: bool = False) -> None:
         """Record the ended call, or start a look-up that leads to its record.
 
@@ -393,24 +372,19 @@ class Invocation:
         services, reception = self._services, self._reception
         services.on_end(self)
         reception.release()
-        response = reception.state.response
-        if self._request.operation is Operation.FETCH_RESPONSE:
-            # The answer may show the response under another id.
-            shown = response._replace(id=self._request.response_id)
-            services.recovery.observe(self._request.server, shown)
-            self._write(ending, end_ns, response)
-        elif response.usage is not None:
-            self._write(ending, end_ns, response, usage=response.usage, source=reception.state.source)
-        else:
-            reason = self._reason_for_no_look_up() or self._look_up(ending, end_ns)
-            if reason is not None:
-                final = _missing_reason(MissingReason.SHUTDOWN if is_cut_off else reason, response)
-                write = partial(self._write, ending, end_ns, response, reason=final)
-                if reason is MissingReason.OVERLOAD:
-                    services.recovery.run_in_turn(write)
-                else:
-                    write()
-        self._make_target = None  # it holds the credentials
+        call = EndedCall(
+            self._request,
+            self.call_span,
+            self._start_ns,
+            end_ns,
+            self._wall_clock_offset_ns,
+            ending,
+            reception.state,
+            self._has_left,
+        )
+        make_target, self._make_target = self._make_target, None  # it holds the credentials
+        settlement = Settlement(call, make_target, services.config, services.telemetry, services.recovery)
+        settlement.settle(is_cut_off=is_cut_off)
 
     @_fault.catch_and_report("ending a call")
     def _end_collected(self, end_ns: int) -> None:
@@ -420,123 +394,6 @@ class Invocation:
             reception.read_tail(remainder)
         ending = reception.ending or reception.stream_error or self._decode_error or ABANDONED
         self._record_or_look_up(ending, end_ns)
-
-    def _reason_for_no_look_up(self) -> MissingReason | None:
-        """Return why the usage cannot be looked up, or `None` if it can."""
-        response = self._reception.state.response
-        if response.id is None or self._make_target is None:
-            return MissingReason.NO_RESPONSE_ID
-        # A background response is stored for some ten minutes in any case.
-        if (response.is_not_stored or not self._request.stored) and not self._is_background:
-            return MissingReason.NOT_STORED
-        return None if self._services.config.retrieval else MissingReason.DISABLED
-
-    @property
-    def _is_background(self) -> bool:
-        """Whether the response runs in the background: by the request or by its own account."""
-        return self._request.background or self._reception.state.response.is_background
-
-    def _look_up(self, ending: Ending, end_ns: int) -> MissingReason | None:
-        """Start a look-up. Returns the missing reason if none can be started."""
-        config, response = self._services.config, self._reception.state.response
-        timeout_s = config.background_timeout if self._is_background else config.retrieval_timeout
-        self._pending_usage = _PendingUsage(ending, end_ns, self._make_target)
-        # A final response with null usage rarely gets one later. Only a cancelled one may be charged later.
-        asks_once = response.is_terminal and response.status != "cancelled"
-        job = Job(
-            self._request.server,
-            str(response.id),
-            timeout_s,
-            self,
-            is_background=self._is_background,
-            asks_once=asks_once,
-        )
-        refusal = self._services.recovery.submit(job)
-        if refusal is not None:
-            self._pending_usage = None
-        return refusal
-
-    def on_accept(self) -> None:
-        """Note that the look-up is accepted: the span stays open until its result."""
-        self._services.telemetry.add_pending(self.call_span, 1)
-
-    def on_begin(self, job: Job) -> LookupRequest | MissingReason:
-        """Return what to look up, or the missing reason if the call has no target."""
-        pending, server = self._pending_usage, self._request.server
-        if pending is None or pending.make_target is None:  # the call has its result already
-            return MissingReason.SHUTDOWN
-        target: LookupTarget | MissingReason = MissingReason.TRANSPORT_ERROR
-        try:
-            target = pending.make_target(job.response_id)
-        except Exception:
-            _fault.report("preparing a look-up")
-        has_no_target = isinstance(target, MissingReason)
-        self._pending_usage = pending._replace(make_target=None, has_no_target=has_no_target)
-        if isinstance(target, MissingReason):
-            return target
-        endpoint = Endpoint(server.address or "", server.port, self._is_background, target.tenant)
-        return LookupRequest(endpoint, target)
-
-    def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:
-        """Record the call with the result of its look-up, and end its span."""
-        pending, state = self._pending_usage, self._reception.state
-        assert pending is not None  # noqa: S101
-        self._pending_usage = pending._replace(make_target=None)
-        self._services.telemetry.add_pending(self.call_span, -1)
-        response = state.response
-        latest = response.merged_with(result.response) if result.response is not None else response
-        is_known = result.usage is not None
-        self._write(
-            # The final status of a background response decides, not its status when the call returned.
-            ending_of(latest, "completed") if state.source is UsageSource.RESPONSE else pending.ending,
-            pending.end_ns,
-            latest,
-            usage=result.usage,
-            source=source if is_known else None,
-            reason=None if is_known else _missing_reason(result.reason or MissingReason.NO_USAGE, response),
-            retrieval=None
-            if pending.has_no_target
-            else Retrieval(job.attempts, self._seconds_since(pending.end_ns)),
-        )
-
-    def _write(
-        self,
-        ending: Ending,
-        end_ns: int,
-        response: Response,
-        *,
-        usage: Usage | None = None,
-        source: UsageSource | None = None,
-        reason: MissingReason | None = None,
-        retrieval: Retrieval | None = None,
-    ) -> None:
-        state = self._reception.state
-        first = state.first_delta_at
-        start = self._start_ns - self._wall_clock_offset_ns  # by perf_counter, like `first`
-        self._services.telemetry.finish(
-            self.call_span,
-            Record(
-                request=self._request,
-                start_ns=self._start_ns,
-                end_ns=end_ns,
-                ending=ending,
-                response=response,
-                events=state.events,
-                deltas=state.deltas,
-                time_to_first_chunk_s=None if first is None else (first - start) / 1e9,
-                gaps_s=state.gaps_s,
-                usage=usage,
-                source=source,
-                missing_reason=reason,
-                retrieval=retrieval,
-                is_received=source in _ANSWER_SOURCES and not self._has_left,
-            ),
-        )
-
-
-def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:
-    """Return the missing reason. A terminal response with null usage is always `no_usage`."""
-    return MissingReason.NO_USAGE if response.is_terminal else reason
 
 
 def _ending_of_error(error: BaseException) -> Ending:

@@ -1,0 +1,222 @@
+"""An ended call: recorded at once if its usage is known, and otherwise after a look-up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NamedTuple
+
+from .. import _fault
+from .._answer.state import AnswerState
+from .._config import Config
+from .._facts.outcome import Ending, ending_of
+from .._facts.request import Operation, ResponsesRequest
+from .._facts.response import Response
+from .._facts.usage import MissingReason, Usage, UsageSource
+from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
+from .._lookup.recovery import Recovery
+from .._telemetry.neighbour import CallSpan
+from .._telemetry.telemetry import Record, Retrieval, Telemetry
+
+# The usage was in the answer itself.
+_ANSWER_SOURCES: Final = frozenset({UsageSource.STREAM, UsageSource.RESPONSE})
+
+MakeTarget = Callable[[str], "LookupTarget | MissingReason"]
+
+
+class EndedCall(NamedTuple):
+    """What is known of a call when it ends. Times in nanoseconds are of the wall clock.
+
+    Attributes:
+        request: Its parameters.
+        call_span: Its span.
+        start_ns: When it began.
+        end_ns: When it ended.
+        wall_clock_offset_ns: The wall clock's time less that of `time.perf_counter_ns`.
+        ending: How it ended.
+        state: The facts of its answer.
+        has_left: Whether the application stopped to read before the end of the answer.
+
+    """
+
+    request: ResponsesRequest
+    call_span: CallSpan
+    start_ns: int
+    end_ns: int
+    wall_clock_offset_ns: int
+    ending: Ending
+    state: AnswerState
+    has_left: bool
+
+
+class Settlement:
+    """Records one ended call, once, with its usage or the reason why it is unknown.
+
+    If the usage is known, the span ends at once. Otherwise a look-up starts. The span then ends after the
+    look-up, with the end time of the call.
+    """
+
+    __slots__ = ("_call", "_has_no_target", "_make_target", "_recovery", "_settings", "_telemetry")
+
+    def __init__(
+        self,
+        call: EndedCall,
+        make_target: MakeTarget | None,
+        settings: Config,
+        telemetry: Telemetry,
+        recovery: Recovery,
+    ) -> None:
+        """Record nothing yet.
+
+        Args:
+            call: The call.
+            make_target: Returns the target for a look-up. `None` if there was no answer. It holds the
+                credentials, and is released after its last use.
+            settings: The settings.
+            telemetry: Writes the span and the metrics.
+            recovery: Looks up usage.
+
+        """
+        self._call = call
+        self._make_target = make_target
+        self._has_no_target = False
+        self._settings = settings
+        self._telemetry = telemetry
+        self._recovery = recovery
+
+    def settle(self, *, is_cut_off: bool) -> None:
+        """Record the call, or start a look-up that leads to its record.
+
+        Args:
+            is_cut_off: Whether its tail was cut off because the process or the instrumentation ends.
+
+        """
+        request, response = self._call.request, self._call.state.response
+        if request.operation is Operation.FETCH_RESPONSE:
+            # The answer may show the response under another id.
+            self._recovery.observe(request.server, response._replace(id=request.response_id))
+            self._write(response)
+        elif response.usage is not None:
+            self._write(response, usage=response.usage, source=self._call.state.source)
+        else:
+            reason = self._reason_for_no_look_up() or self._look_up()
+            if reason is not None:
+                self._make_target = None
+                final = _missing_reason(MissingReason.SHUTDOWN if is_cut_off else reason, response)
+                write = partial(self._write, response, reason=final)
+                if reason is MissingReason.OVERLOAD:
+                    self._recovery.run_in_turn(write)
+                else:
+                    write()
+
+    def on_accept(self) -> None:
+        """Note that the look-up is accepted: the span stays open until its result."""
+        self._telemetry.add_pending(self._call.call_span, 1)
+
+    def on_begin(self, job: Job) -> LookupRequest | MissingReason:
+        """Return what to look up, or the missing reason if the call has no target."""
+        make_target, self._make_target = self._make_target, None
+        if make_target is None:  # the call has its result already
+            return MissingReason.SHUTDOWN
+        target: LookupTarget | MissingReason = MissingReason.TRANSPORT_ERROR
+        try:
+            target = make_target(job.response_id)
+        except Exception:
+            _fault.report("preparing a look-up")
+        if isinstance(target, MissingReason):
+            self._has_no_target = True
+            return target
+        server = self._call.request.server
+        endpoint = Endpoint(server.address or "", server.port, self._is_background, target.tenant)
+        return LookupRequest(endpoint, target)
+
+    def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:
+        """Record the call with the result of its look-up, and end its span."""
+        self._make_target = None
+        call, response = self._call, self._call.state.response
+        self._telemetry.add_pending(call.call_span, -1)
+        latest = response.merged_with(result.response) if result.response is not None else response
+        is_known = result.usage is not None
+        # The final status of a background response decides, not its status when the call returned.
+        is_document = call.state.source is UsageSource.RESPONSE
+        self._write(
+            latest,
+            ending=ending_of(latest, "completed") if is_document else call.ending,
+            usage=result.usage,
+            source=source if is_known else None,
+            reason=None if is_known else _missing_reason(result.reason or MissingReason.NO_USAGE, response),
+            retrieval=None if self._has_no_target else Retrieval(job.attempts, self._seconds_since_end()),
+        )
+
+    def _reason_for_no_look_up(self) -> MissingReason | None:
+        """Return why the usage cannot be looked up, or `None` if it can."""
+        response = self._call.state.response
+        if response.id is None or self._make_target is None:
+            return MissingReason.NO_RESPONSE_ID
+        # A background response is stored for some ten minutes in any case.
+        if (response.is_not_stored or not self._call.request.stored) and not self._is_background:
+            return MissingReason.NOT_STORED
+        return None if self._settings.retrieval else MissingReason.DISABLED
+
+    @property
+    def _is_background(self) -> bool:
+        """Whether the response runs in the background: by the request or by its own account."""
+        return self._call.request.background or self._call.state.response.is_background
+
+    def _look_up(self) -> MissingReason | None:
+        """Start a look-up. Returns the missing reason if none can be started."""
+        settings, response = self._settings, self._call.state.response
+        # A final response with null usage rarely gets one later. Only a cancelled one may be charged later.
+        asks_once = response.is_terminal and response.status != "cancelled"
+        job = Job(
+            self._call.request.server,
+            str(response.id),
+            settings.background_timeout if self._is_background else settings.retrieval_timeout,
+            self,
+            is_background=self._is_background,
+            asks_once=asks_once,
+        )
+        return self._recovery.submit(job)
+
+    def _seconds_since_end(self) -> float:
+        now_ns = time.perf_counter_ns() + self._call.wall_clock_offset_ns
+        return (now_ns - self._call.end_ns) / 1e9
+
+    def _write(
+        self,
+        response: Response,
+        *,
+        ending: Ending | None = None,
+        usage: Usage | None = None,
+        source: UsageSource | None = None,
+        reason: MissingReason | None = None,
+        retrieval: Retrieval | None = None,
+    ) -> None:
+        call, state = self._call, self._call.state
+        first = state.first_delta_at
+        start = call.start_ns - call.wall_clock_offset_ns  # by perf_counter, like `first`
+        self._telemetry.finish(
+            call.call_span,
+            Record(
+                request=call.request,
+                start_ns=call.start_ns,
+                end_ns=call.end_ns,
+                ending=ending or call.ending,
+                response=response,
+                events=state.events,
+                deltas=state.deltas,
+                time_to_first_chunk_s=None if first is None else (first - start) / 1e9,
+                gaps_s=state.gaps_s,
+                usage=usage,
+                source=source,
+                missing_reason=reason,
+                retrieval=retrieval,
+                is_received=source in _ANSWER_SOURCES and not call.has_left,
+            ),
+        )
+
+
+def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:
+    """Return the missing reason. A terminal response with null usage is always `no_usage`."""
+    return MissingReason.NO_USAGE if response.is_terminal else reason
