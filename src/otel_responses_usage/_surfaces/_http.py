@@ -163,7 +163,7 @@ class HttpSurface:
         The scope has no invocation if the call is not recorded but runs inside of another one. The result is
         `None` if no scope is needed.
         """
-        invocation = None
+        invocation, outer = None, current_scope.get()
         try:
             if not self._ledger.accepts_calls:
                 return None  # this instrumentation is off; the outer scope may belong to another one
@@ -171,12 +171,11 @@ class HttpSurface:
                 client, args = args[0], args[1:]
             options = kwargs["options"] if "options" in kwargs else args[1]
             request = _describe_request(client, options)
-            outer = current_scope.get()
             if request is not None:
                 invocation = self._open(request, options.headers, outer, outer.take_start_ns())
         except Exception:
             _fault.report("opening a call")
-        return None if invocation is None and current_scope.get() is NO_SCOPE else RequestScope(invocation)
+        return None if invocation is None and outer is NO_SCOPE else RequestScope(invocation)
 
     def _open_late(
         self, scope: RequestScope, client: Any, options: Any, response: Any
@@ -205,26 +204,31 @@ class HttpSurface:
     ) -> Invocation | None:
         """Open a call in this scope, unless it is suppressed by the application or not recorded."""
         here = context.get_current()
+        is_enabled = not here or is_instrumentation_enabled()
         # What another package suppresses inside of its own `request` is not what the application suppresses.
-        is_suppressed = bool(here) and not scope.is_entered_enabled and not is_instrumentation_enabled()
+        is_suppressed = not is_enabled and not scope.is_entered_enabled
         neighbour = None
         if (self._looks_for_neighbours or is_suppressed) and request.operation is _CHAT:
             neighbour = self._neighbours.find(here, request, headers)
-        if neighbour is None:
-            return None if is_suppressed else self._open_enabled(request, None, start_ns)
+        if neighbour is None and is_enabled:
+            return self._ledger.open(request, None, start_ns)
         invocation = None
-        if neighbour.suppresses or not is_suppressed:
+        if not is_suppressed or (neighbour is not None and neighbour.suppresses):
             neighbour_or_none = neighbour if self._looks_for_neighbours else None
-            invocation = self._open_enabled(request, neighbour_or_none, start_ns)
-        if invocation is None:
+            invocation = self._open_enabled(request, neighbour_or_none, start_ns, is_enabled)
+        if invocation is None and neighbour is not None:
             neighbour.release()
         return invocation
 
     def _open_enabled(
-        self, request: ResponsesRequest, neighbour: FoundNeighbour | None, start_ns: int | None
+        self,
+        request: ResponsesRequest,
+        neighbour: FoundNeighbour | None,
+        start_ns: int | None,
+        is_enabled: bool,
     ) -> Invocation | None:
-        """Open a call. Tracers of other packages make no span while instrumentation is suppressed."""
-        if is_instrumentation_enabled():
+        """Open a call. Some tracers make no span while instrumentation is suppressed, so here it is not."""
+        if is_enabled:
             return self._ledger.open(request, neighbour, start_ns)
         token = context.attach(trace.set_span_in_context(trace.get_current_span(), context.Context()))
         try:

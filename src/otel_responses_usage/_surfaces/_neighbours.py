@@ -88,6 +88,7 @@ _REQUEST_MODEL: Final = "gen_ai.request.model"
 # A span with one of these has the usage.
 _USAGE_NAMES: Final = ("gen_ai.usage.output_tokens", "llm.token_count.completion")
 _MAX_WRAPPERS: Final = 16
+_SDK_METHODS: Final = "openai.resources.responses.responses"
 _SDK_STREAM_MODULE: Final = "openai._streaming"
 _MAX_FRAMES: Final = 100
 # The SDK is given this header if the application asks for a raw response. It does not send it.
@@ -190,10 +191,13 @@ class Neighbours:
 
         """
         try:
-            found = self._find_in(here, request, headers) if here else None
-            if found is not None:
+            if here and (found := self._find_in(here, request, headers)) is not None:
                 return found
-            kind = self._kind_by_wrapper()
+            module = sys.modules.get(_SDK_METHODS)
+            method = module.Responses.__dict__.get("create") if module is not None else None
+            if method is not self._method:
+                self._method, self._wrapper_kind = method, _find_wrapper(method)
+            kind = self._wrapper_kind
             # These neighbours do not see the stream if the application gets it as bytes.
             if kind is None or (request.streams and _asks_for_raw_response(headers)):
                 return None
@@ -214,14 +218,6 @@ class Neighbours:
             return None
         is_raw_stream = request.streams and _asks_for_raw_response(headers)
         return FoundNeighbour(kind, span, container, self._claims, is_raw_stream=is_raw_stream)
-
-    def _kind_by_wrapper(self) -> _Kind | None:
-        """Return what is known of the neighbour that has wrapped the method of the SDK."""
-        module = sys.modules.get("openai.resources.responses.responses")
-        method = module.Responses.__dict__.get("create") if module is not None else None
-        if method is not self._method:
-            self._method, self._wrapper_kind = method, _find_wrapper(method)
-        return self._wrapper_kind
 
     def _claim(self, span: Any, container: Any, model: str | None) -> bool:
         """Claim a span for a call with this model. False if it belongs to another call."""
