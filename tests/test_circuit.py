@@ -551,6 +551,27 @@ def test_a_server_whose_responses_never_end_is_asked_once_for_each(
     assert observed.points(OPEN) == []
 
 
+def test_a_response_that_has_ended_is_asked_for_at_once(serve: Serve, instrument: Instrument) -> None:
+    """Where responses never end, the one request of a response whose stream told its end is not sent late."""
+    observed = instrument(retrieval_timeout=2.0)
+    luck = Luck("stuck")
+    answer = Answer(usage=None)
+    ended = Plan(answer, get_replies=(Reply.json({**answer.response(), "usage": COUNTS}),))
+    server = serve(
+        ResponsesAPI(lambda request: ended if request.json["input"] == "ended" else luck.plan(request))
+    )
+    with closing(Caller(observed, server)) as caller:
+        for _ in range(5):
+            caller.call()
+        observed.spans(5)
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0) as client:
+        for _ in client.responses.create(model="m", input="ended", stream=True):
+            pass
+    attributes = observed.spans(6)[-1].attributes or {}
+    assert attributes["openai_responses.usage.source"] == "retrieval"
+    assert attributes["openai_responses.retrieval.duration"] < 1.0
+
+
 def test_a_response_that_takes_long_is_found_by_the_one_request(
     serve: Serve,
     instrument: Instrument,

@@ -599,6 +599,20 @@ ROWS = (
         drain,
         told("truncated", error="stream_truncated", missing="no_response_id", events=0, id=None, model=None),
     ),
+    Row(
+        "open-responses-server",
+        "200 and an error without a code on a wrong base URL",
+        lambda: script(Reply.json({"error": {"message": "no route"}})),
+        drain,
+        told("error", error="error", missing="no_response_id", events=0, id=None, model=None),
+    ),
+    Row(
+        "open-responses-server",
+        "200 and a document of another kind on a wrong base URL",
+        lambda: script(Reply.json({"detail": "no route"})),
+        drain,
+        told("truncated", error="stream_truncated", missing="no_response_id", events=0, id=None, model=None),
+    ),
     # aimock is for tests.
     Row(
         "aimock",

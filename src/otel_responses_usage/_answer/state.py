@@ -10,7 +10,7 @@ import time
 from array import array
 from typing import Any, Final
 
-from .._facts.outcome import Ending, Outcome, ending_of
+from .._facts.outcome import TRUNCATED, Ending, Outcome, ending_of
 from .._facts.response import TERMINAL_STATUSES, Response, error_code, utf8_safe
 from .._facts.usage import UsageSource
 
@@ -49,6 +49,8 @@ _PARTS: Final = frozenset(
         "web_search_call",
     }
 )
+# A response object has at least one of these.
+_RESPONSE_FIELDS: Final = frozenset({"id", "model", "object", "output", "response", "status", "usage"})
 _MAX_TYPES: Final = 128
 
 # After one of these the output is complete as a rule, and the terminal event is due. After reasoning, and
@@ -217,9 +219,11 @@ class AnswerState:
         response = Response.from_json(_response_object(data) or data)
         self.response = response.without_usage() if response.is_running else response
         self.source = UsageSource.RESPONSE
-        code = error_code(data.get("error"))
-        if self.response.id is None and code is not None:
-            self.ending = Ending(Outcome.ERROR, code)
+        error = data.get("error")
+        if self.response.id is None and error:
+            self.ending = Ending(Outcome.ERROR, error_code(error) or "error")
+        elif data and not data.keys() & _RESPONSE_FIELDS:
+            self.ending = TRUNCATED  # a document of another kind: the server has no such route
         else:
             # The call of a background response has succeeded, although the response still runs.
             self.ending = ending_of(self.response, "completed" if response.is_running else "")

@@ -146,7 +146,8 @@ class LookUp:
     def _advance(self) -> float | None:
         circuits, endpoint = self._lookups.circuits, self._request.endpoint
         if self._asks_late is None:
-            self._asks_late = circuits.never_ends(endpoint)
+            # Of a response that has ended, one request tells all there is: no need to send it late.
+            self._asks_late = not self._job.asks_once and circuits.never_ends(endpoint)
             if self._asks_late:
                 return self._spend(self._left_s - min(_LAST_REQUEST_S, self._left_s * _LAST_REQUEST_SHARE))
         attempt = self._attempt = self._attempt or self._next_attempt()
