@@ -1,19 +1,15 @@
-"""Calls over HTTP: wraps two methods of the SDK's clients that every call uses."""
+"""Calls over HTTP: wraps the methods of the SDK's clients that every call uses."""
 
 from __future__ import annotations
 
-import functools
 import inspect
-import json
 import logging
 import sys
 import time
-from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from opentelemetry import context, trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from .. import _fault
@@ -21,21 +17,13 @@ from .._call.invocation import Invocation, is_api_error
 from .._call.ledger import Ledger
 from .._config import Spans
 from .._facts.outcome import CLOSED
-from .._facts.request import (
-    Operation,
-    ResponsesRequest,
-    Server,
-    describe_create,
-    describe_fetch,
-    fetched_response_id,
-    is_create,
-    returned_response_id,
-)
+from .._facts.request import returned_response_id
 from .._facts.response import Response, is_response_object
 from .._facts.usage import MissingReason
 from .._lookup.imports import late_import
 from ._classes import ClientClasses
-from ._neighbours import FoundNeighbour, Neighbours
+from ._describe import describe_http_request, describe_options, server_of
+from ._opening import CallOpener
 from ._scope import NO_SCOPE, RequestScope, current_scope
 from ._tap import tap
 
@@ -44,8 +32,6 @@ if TYPE_CHECKING:
 
 Wrapped = Callable[..., Any]
 
-# The members of an `Enum` are looked up slowly.
-_CHAT: Final = Operation.CHAT
 _SDK_CLIENT_MODULE: Final = "openai._base_client"
 _MAX_CONSTRUCTORS: Final = 4
 
@@ -70,8 +56,7 @@ class HttpSurface:
 
     def __init__(self, ledger: Ledger, spans: Spans) -> None:
         self._ledger = ledger
-        self._looks_for_neighbours = spans != "always"
-        self._neighbours = Neighbours()
+        self._opener = CallOpener(ledger, spans)
         self._has_warned = False
         self.classes = ClientClasses(self._on_missed_error, self._on_missed_result)
 
@@ -134,10 +119,10 @@ class HttpSurface:
         scope = current_scope.get()
         if not scope.waits_for_call or not self._ledger.accepts_calls:
             return  # most calls are seen, and have a scope
-        request = _describe_http_request(error.request, client_class)
+        request = describe_http_request(error.request, client_class)
         if request is None:
             return
-        invocation = self._open(request, None, scope, scope.take_start_ns())
+        invocation = self._opener.open(request, None, scope, scope.take_start_ns())
         if scope is not NO_SCOPE:
             scope.invocation = invocation  # which ends with the scope
         elif invocation is not None:
@@ -149,7 +134,7 @@ class HttpSurface:
         response_id = returned_response_id(options.method, path) if "responses" in path else None
         if response_id is None:
             return
-        server = _server(client, options.url)
+        server = server_of(client, options.url)
         if self._ledger.is_pending(server, unquote(response_id)) and _is_body_read(response):
             document = response.json()
             if isinstance(document, dict) and is_response_object(document):
@@ -170,9 +155,9 @@ class HttpSurface:
             if client is None and args:  # the method was stored from the class, and not bound
                 client, args = args[0], args[1:]
             options = kwargs["options"] if "options" in kwargs else args[1]
-            request = _describe_request(client, options)
+            request = describe_options(client, options)
             if request is not None:
-                invocation = self._open(request, options.headers, outer, outer.take_start_ns())
+                invocation = self._opener.open(request, options.headers, outer, outer.take_start_ns())
         except Exception:
             _fault.report("opening a call")
         return None if invocation is None and outer is NO_SCOPE else RequestScope(invocation)
@@ -186,55 +171,18 @@ class HttpSurface:
             The call, and a scope to process its answer in, if it has no scope yet.
 
         """
-        request = _describe_request(client, options)
+        request = describe_options(client, options)
         if request is None:
             return None, None
         self.classes.cover_client(client)
         start_ns = scope.take_start_ns()
-        invocation = self._open(request, options.headers, scope, start_ns or _sent_ns(response))
+        invocation = self._opener.open(request, options.headers, scope, start_ns or _sent_ns(response))
         if scope is NO_SCOPE:
             return invocation, RequestScope(invocation)
         # Its span does not become the current span. The other package may have set one since the scope was
         # entered, and resets it first.
         scope.invocation = invocation
         return invocation, None
-
-    def _open(
-        self, request: ResponsesRequest, headers: object, scope: RequestScope, start_ns: int | None
-    ) -> Invocation | None:
-        """Open a call in this scope, unless it is suppressed by the application or not recorded."""
-        here = context.get_current()
-        is_enabled = not here or is_instrumentation_enabled()
-        # What another package suppresses inside of its own `request` is not what the application suppresses.
-        is_suppressed = not is_enabled and not scope.is_entered_enabled
-        neighbour = None
-        if (self._looks_for_neighbours or is_suppressed) and request.operation is _CHAT:
-            neighbour = self._neighbours.find(here, request, headers)
-        if neighbour is None and is_enabled:
-            return self._ledger.open(request, None, start_ns)
-        invocation = None
-        if not is_suppressed or (neighbour is not None and neighbour.suppresses):
-            neighbour_or_none = neighbour if self._looks_for_neighbours else None
-            invocation = self._open_enabled(request, neighbour_or_none, start_ns, is_enabled)
-        if invocation is None and neighbour is not None:
-            neighbour.release()
-        return invocation
-
-    def _open_enabled(
-        self,
-        request: ResponsesRequest,
-        neighbour: FoundNeighbour | None,
-        start_ns: int | None,
-        is_enabled: bool,
-    ) -> Invocation | None:
-        """Open a call. Some tracers make no span while instrumentation is suppressed, so here it is not."""
-        if is_enabled:
-            return self._ledger.open(request, neighbour, start_ns)
-        token = context.attach(trace.set_span_in_context(trace.get_current_span(), context.Context()))
-        try:
-            return self._ledger.open(request, neighbour, start_ns)
-        finally:
-            context.detach(token)
 
     def _on_missed_error(self, client: Any, args: Any, kwargs: Any, error: BaseException) -> None:
         """Record a call that another package has brought past our wrapper, and that got no answer."""
@@ -250,7 +198,7 @@ class HttpSurface:
         if self._has_warned or not self._ledger.accepts_calls or not is_instrumentation_enabled():
             return
         try:
-            if _describe_request(client, kwargs["options"] if "options" in kwargs else args[1]) is None:
+            if describe_options(client, kwargs["options"] if "options" in kwargs else args[1]) is None:
                 return
         except Exception:
             return  # arguments of its own
@@ -339,56 +287,3 @@ def _has_connection(response: Any) -> bool:
 
 def _is_body_read(response: Any) -> bool:
     return bool(response.is_stream_consumed or response.is_closed)
-
-
-def _describe_request(client: Any, options: Any) -> ResponsesRequest | None:
-    """Return the parameters of the call with these options, or `None` if it is not a Responses call."""
-    path, _, _ = options.url.partition("?")
-    if "responses" not in path:
-        return None
-    if is_create(options.method, path):
-        return describe_create(_body(options), _server(client, options.url))
-    response_id = fetched_response_id(options.method, path)
-    query = options.params if isinstance(options.params, Mapping) else {}
-    if response_id is not None and query.get("stream") in (True, "true"):
-        return describe_fetch(unquote(response_id), query, _server(client, options.url))
-    return None
-
-
-def _describe_http_request(http_request: Any, client_class: type | None) -> ResponsesRequest | None:
-    """Return the parameters of the call that this HTTP request was sent for, as `_describe_request` does."""
-    url = http_request.url
-    if not is_create(http_request.method, url.path):
-        return None
-    is_azure = client_class is not None and _is_azure(client_class)
-    server = Server.from_url_parts(url.host, url.port, url.scheme, azure=is_azure)
-    body = json.loads(http_request.content)
-    return describe_create(body if isinstance(body, dict) else {}, server)
-
-
-def _body(options: Any) -> Mapping[str, Any]:
-    """Return the request body as it will be sent: `extra_body` overrides the named arguments."""
-    body: Any = options.json_data if options.json_data is not None else getattr(options, "content", None)
-    if isinstance(body, (bytes, str)):
-        try:
-            body = json.loads(body)
-        except ValueError:
-            body = None
-    elif hasattr(body, "model_dump"):
-        body = body.model_dump()
-    body = {} if body is None else body
-    extra = options.extra_json
-    if isinstance(body, dict):  # the common case, with the faster check
-        return ChainMap(extra, body) if isinstance(extra, dict) else body
-    return body if isinstance(body, Mapping) else {}
-
-
-def _server(client: Any, url: str) -> Server:
-    base = client.base_url if "://" not in url else type(client.base_url)(url)
-    client_class: type = type(client)
-    return Server.from_url_parts(base.host, base.port, base.scheme, azure=_is_azure(client_class))
-
-
-@functools.lru_cache(maxsize=64)
-def _is_azure(client_class: type) -> bool:
-    return any(cls.__name__ == "BaseAzureClient" for cls in client_class.__mro__)

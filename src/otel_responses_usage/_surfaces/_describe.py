@@ -1,0 +1,73 @@
+"""Reads the parameters of a call from what the SDK or its HTTP library was given for it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from .._facts.request import (
+    ResponsesRequest,
+    Server,
+    describe_create,
+    describe_fetch,
+    fetched_response_id,
+    is_create,
+)
+
+
+def describe_options(client: Any, options: Any) -> ResponsesRequest | None:
+    """Return the parameters of the call with these options, or `None` if it is not a Responses call."""
+    path, _, _ = options.url.partition("?")
+    if "responses" not in path:
+        return None
+    if is_create(options.method, path):
+        return describe_create(_body(options), server_of(client, options.url))
+    response_id = fetched_response_id(options.method, path)
+    query = options.params if isinstance(options.params, Mapping) else {}
+    if response_id is not None and query.get("stream") in (True, "true"):
+        return describe_fetch(unquote(response_id), query, server_of(client, options.url))
+    return None
+
+
+def describe_http_request(http_request: Any, client_class: type | None) -> ResponsesRequest | None:
+    """Return the parameters of the call that this HTTP request was sent for, as `describe_options` does."""
+    url = http_request.url
+    if not is_create(http_request.method, url.path):
+        return None
+    is_azure = client_class is not None and _is_azure(client_class)
+    server = Server.from_url_parts(url.host, url.port, url.scheme, azure=is_azure)
+    body = json.loads(http_request.content)
+    return describe_create(body if isinstance(body, dict) else {}, server)
+
+
+def _body(options: Any) -> Mapping[str, Any]:
+    """Return the request body as it will be sent: `extra_body` overrides the named arguments."""
+    body: Any = options.json_data if options.json_data is not None else getattr(options, "content", None)
+    if isinstance(body, (bytes, str)):
+        try:
+            body = json.loads(body)
+        except ValueError:
+            body = None
+    elif hasattr(body, "model_dump"):
+        body = body.model_dump()
+    body = {} if body is None else body
+    extra = options.extra_json
+    if isinstance(body, dict):  # the common case, with the faster check
+        return ChainMap(extra, body) if isinstance(extra, dict) else body
+    return body if isinstance(body, Mapping) else {}
+
+
+def server_of(client: Any, url: str) -> Server:
+    """Return the server that this client sends a request for this URL to."""
+    base = client.base_url if "://" not in url else type(client.base_url)(url)
+    client_class: type = type(client)
+    return Server.from_url_parts(base.host, base.port, base.scheme, azure=_is_azure(client_class))
+
+
+@functools.lru_cache(maxsize=64)
+def _is_azure(client_class: type) -> bool:
+    return any(cls.__name__ == "BaseAzureClient" for cls in client_class.__mro__)
