@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,30 @@ def test_threads_that_come_and_go_lose_no_callback(make: Make, monkeypatch: pyte
         time.sleep(0.001 * (number % 4))
     eventually(lambda: len(ran) == 300, "all callbacks")
     assert sorted(ran) == list(range(300))
+
+
+def test_threads_that_start_at_the_same_time_are_no_more_than_allowed(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one thread makes another, which may take a while, a third one sees the same need."""
+
+    class SlowlyMade(threading.Thread):
+        def __init__(self, **given: Any) -> None:
+            time.sleep(0.01)
+            super().__init__(**given)
+
+    monkeypatch.setattr(threading, "Thread", SlowlyMade)
+    workers, counted = make(3), []
+
+    def block() -> None:
+        counted.append(len(threads()))
+        time.sleep(0.002)
+
+    for _ in range(100):
+        workers.put(block)
+    workers.start()
+    eventually(lambda: len(counted) == 100, "all callbacks")
+    assert max(counted) == 3
 
 
 def test_what_a_callback_raises_ends_nothing(make: Make) -> None:

@@ -216,7 +216,8 @@ class Workers:
                 # After the release. Before it, a candidate that gives up just now would be relied on.
                 if not self._candidates and len(self._threads) < self._max_threads:
                     with self._starting:
-                        self._start_thread()
+                        if len(self._threads) < self._max_threads:  # another thread may have started one
+                            self._start_thread()
                 self._run(callback)
                 callback = None  # it holds a call with its credentials
         except BaseException:  # also what would end a thread without a word
