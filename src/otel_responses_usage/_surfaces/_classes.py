@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from .. import _fault
@@ -105,28 +106,25 @@ class ClientClasses:
         self._patches[owner] = Patch(owner, _METHOD, vars(owner)[_METHOD], wrapper)
 
     def _request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
-        with OuterScope() as scope:
-            try:
-                result = wrapped(*args, **kwargs)
-            except BaseException as error:
-                if scope.waits_for_call:
-                    self._on_missed_error(client, args, kwargs, error)
-                raise
-            if scope.waits_for_call:
-                self._on_missed_result(client, args, kwargs)
-            return result
+        with self._outer_scope(client, args, kwargs):
+            return wrapped(*args, **kwargs)
 
     async def _async_request(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:
+        with self._outer_scope(client, args, kwargs):
+            return await wrapped(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _outer_scope(self, client: Any, args: Any, kwargs: Any) -> Iterator[None]:
+        """Enter the scope of another package's `request`, and tell if its call was not seen."""
         with OuterScope() as scope:
             try:
-                result = await wrapped(*args, **kwargs)
+                yield
             except BaseException as error:
                 if scope.waits_for_call:
                     self._on_missed_error(client, args, kwargs, error)
                 raise
             if scope.waits_for_call:
                 self._on_missed_result(client, args, kwargs)
-            return result
 
 
 def _with_client(wrapper: Wrapped, client_ref: Callable[[], Any]) -> Wrapped:

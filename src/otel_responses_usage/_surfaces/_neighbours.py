@@ -128,7 +128,8 @@ class FoundNeighbour:
         """Whether its span is open and recorded."""
         return self._span is not None and bool(self._span.is_recording())
 
-    def knows(self, usage: Usage) -> bool:  # noqa: ARG002  # any usage on its span is the usage of this call
+    @property
+    def has_usage(self) -> bool:
         """Whether it has written the usage on its span."""
         attributes = getattr(self._span, "attributes", None) or {}
         return any(name in attributes for name in _USAGE_NAMES)
@@ -137,13 +138,13 @@ class FoundNeighbour:
         """Have it write the usage of an answer that the application has received."""
         if self._container is not None:
             if getattr(self._span, "end_time", None) is not None:
-                return self.knows(usage)  # nobody reads the container any more
+                return self.has_usage  # nobody reads the container any more
             _fill(self._container, usage, response)
             return True
         # A neighbour reads the objects that the SDK makes of an answer.
         if is_error or (self._is_raw_stream and not _is_read_by_sdk()):
             return False
-        return self._span is None or self._tells_later or self._span.is_recording() or self.knows(usage)
+        return self._span is None or self._tells_later or self._span.is_recording() or self.has_usage
 
     def add(self, attributes: Mapping[str, Any]) -> None:
         """Add attributes to its span."""

@@ -35,8 +35,9 @@ class Neighbour(Protocol):
         """Whether its span is open and recorded."""
         ...
 
-    def knows(self, usage: Usage) -> bool:
-        """Whether it has written this usage on its span, which has ended."""
+    @property
+    def has_usage(self) -> bool:
+        """Whether it has written the usage of the call on its span."""
         ...
 
     def learn(self, usage: Usage, response: Response, *, is_error: bool) -> bool:

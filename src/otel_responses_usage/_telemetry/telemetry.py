@@ -356,10 +356,10 @@ def _is_told(neighbour: Neighbour, record: Record) -> bool:
     try:
         if record.usage is None:
             return False
-        if record.is_received:
-            is_error = record.ending.outcome is Outcome.ERROR
-            return neighbour.learn(record.usage, record.response, is_error=is_error)
-        return neighbour.knows(record.usage)
+        if not record.is_received:
+            return neighbour.has_usage
+        is_error = record.ending.outcome is Outcome.ERROR
+        return neighbour.learn(record.usage, record.response, is_error=is_error)
     except Exception:
         _fault.report("looking at another instrumentation's span")
         return False
