@@ -17,7 +17,8 @@ from .._facts.usage import MissingReason, Usage, UsageSource
 from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
 from .._lookup.recovery import Recovery
 from .._telemetry.neighbour import CallSpan
-from .._telemetry.telemetry import Record, Retrieval, Telemetry
+from .._telemetry.record import Record, Retrieval
+from .._telemetry.telemetry import Telemetry
 
 # The usage was in the answer itself.
 _ANSWER_SOURCES: Final = frozenset({UsageSource.STREAM, UsageSource.RESPONSE})

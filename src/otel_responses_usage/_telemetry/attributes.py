@@ -1,0 +1,173 @@
+"""The attributes of spans and metric points, as functions of a call."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Final
+
+from opentelemetry.util.types import AttributeValue
+
+from .._facts.outcome import Outcome
+from .._facts.request import Operation, ResponsesRequest, Server
+from .._facts.usage import MissingReason, UsageSource
+from . import semconv as names
+from .record import Record
+
+_API_TYPE: Final = "responses"
+# Optional attributes at the start of a span: the index of the field in the request, and the name.
+_REQUEST_ATTRIBUTES: Final = tuple(
+    (ResponsesRequest._fields.index(field), name)
+    for field, name in (
+        ("max_output_tokens", names.REQUEST_MAX_TOKENS),
+        ("temperature", names.REQUEST_TEMPERATURE),
+        ("top_p", names.REQUEST_TOP_P),
+        ("reasoning_effort", names.REQUEST_REASONING_LEVEL),
+        ("previous_response_id", names.REQUEST_PREVIOUS_RESPONSE_ID),
+        ("stream_cursor", names.REQUEST_STREAM_CURSOR),
+        ("conversation_id", names.CONVERSATION_ID),
+        ("output_type", names.OUTPUT_TYPE),
+        ("service_tier", names.OPENAI_REQUEST_SERVICE_TIER),
+        ("response_id", names.RESPONSE_ID),
+    )
+)
+
+# Attributes of ours that a usage span has.
+_USAGE_SPAN_NAMES: Final = (
+    names.STREAM_OUTCOME,
+    names.USAGE_SOURCE,
+    names.USAGE_MISSING_REASON,
+    names.RETRIEVAL_ATTEMPTS,
+    names.RETRIEVAL_DURATION,
+)
+
+
+def start_attributes(request: ResponsesRequest) -> dict[str, AttributeValue]:
+    """Return the attributes at the start of a span."""
+    attributes = _fixed_attributes(request.operation, request.server, request.model, request.streams).copy()
+    for index, name in _REQUEST_ATTRIBUTES:
+        value: Any = request[index]
+        if value is not None:
+            attributes[name] = value
+    return attributes
+
+
+def end_attributes(record: Record) -> dict[str, AttributeValue]:
+    """Return the attributes at the end of a span."""
+    response = record.response
+    # A response that still runs in the background has no finish reason yet.
+    has_finished = record.events or not response.is_running
+    reason = record.ending.finish_reason(response) if has_finished else None
+    attributes: dict[str, AttributeValue | None] = {
+        names.RESPONSE_ID: response.id,
+        names.RESPONSE_MODEL: response.model,
+        names.RESPONSE_FINISH_REASONS: (reason,) if reason else None,
+        names.OPENAI_RESPONSE_SERVICE_TIER: response.service_tier,
+        names.RESPONSE_TIME_TO_FIRST_CHUNK: record.time_to_first_chunk_s,
+        names.ERROR_TYPE: record.ending.error_type,
+        **own_attributes(record),
+        **_usage_attributes(record),
+    }
+    return without_none(attributes)
+
+
+def own_attributes(record: Record) -> dict[str, AttributeValue | None]:
+    """The attributes with names of this package."""
+    attributes: dict[str, AttributeValue | None] = {
+        names.STREAM_OUTCOME: record.ending.outcome.value,
+        names.RESPONSE_STATUS: record.response.status,
+    }
+    if record.request.streams or record.events:
+        attributes[names.STREAM_EVENTS] = record.events
+        attributes[names.STREAM_DELTAS] = sum(record.deltas.values())
+    for kind, count in record.deltas.items():
+        attributes[names.STREAM_DELTAS_BY_TYPE + kind] = count
+    if record.request.operation is Operation.CHAT:
+        attributes[names.USAGE_SOURCE] = record.source.value if record.source else None
+        reason = record.missing_reason
+        attributes[names.USAGE_MISSING_REASON] = reason.value if reason else None
+    if record.retrieval is not None:
+        attributes[names.RETRIEVAL_ATTEMPTS] = record.retrieval.attempts
+        attributes[names.RETRIEVAL_DURATION] = record.retrieval.duration_s
+    return attributes
+
+
+def _usage_attributes(record: Record) -> dict[str, AttributeValue | None]:
+    """The counts of tokens, if they are known. A fetch has none: they belong to the call it fetches."""
+    usage = record.usage
+    if usage is None or record.request.operation is not Operation.CHAT:
+        return {}
+    return {
+        names.USAGE_INPUT_TOKENS: usage.input_tokens,
+        names.USAGE_OUTPUT_TOKENS: usage.output_tokens,
+        names.USAGE_CACHE_READ_INPUT_TOKENS: usage.cache_read_input_tokens,
+        names.USAGE_CACHE_WRITE_INPUT_TOKENS: usage.cache_write_input_tokens,
+        names.USAGE_REASONING_OUTPUT_TOKENS: usage.reasoning_output_tokens,
+    }
+
+
+def usage_span_attributes(record: Record) -> dict[str, AttributeValue | None]:
+    """The attributes of a usage span. It has no operation name, so that nobody counts it as a call."""
+    own = own_attributes(record)
+    return {
+        names.PROVIDER_NAME: record.request.server.provider,
+        names.REQUEST_MODEL: record.request.model,
+        names.RESPONSE_ID: record.response.id,
+        names.RESPONSE_MODEL: record.response.model,
+        **{name: own.get(name) for name in _USAGE_SPAN_NAMES},
+        **_usage_attributes(record),
+    }
+
+
+def without_none(attributes: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
+    """Return the attributes that have a value."""
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+# Cached, since most calls of a process have the same values. Callers must copy the result.
+
+
+@functools.lru_cache(maxsize=128)
+def _fixed_attributes(
+    operation: Operation, server: Server, model: str | None, streams: bool
+) -> dict[str, AttributeValue]:
+    return {
+        **common_attributes(operation, server, model),
+        names.REQUEST_STREAM: streams,
+        names.OPENAI_API_TYPE: _API_TYPE,
+    }
+
+
+@functools.lru_cache(maxsize=128)
+def common_attributes(
+    operation: Operation, server: Server, requested_model: str | None, model: str | None = None
+) -> dict[str, AttributeValue]:
+    return without_none(
+        {
+            names.OPERATION_NAME: operation.value,
+            names.PROVIDER_NAME: server.provider,
+            names.REQUEST_MODEL: requested_model,
+            names.RESPONSE_MODEL: model,
+            names.SERVER_ADDRESS: server.address,
+            names.SERVER_PORT: server.port,
+        }
+    )
+
+
+@functools.lru_cache(maxsize=128)
+def call_attributes(
+    outcome: Outcome,
+    provider: str,
+    model: str | None,
+    source: UsageSource | None,
+    missing_reason: MissingReason | None,
+) -> dict[str, AttributeValue]:
+    return without_none(
+        {
+            names.STREAM_OUTCOME: outcome.value,
+            names.PROVIDER_NAME: provider,
+            names.REQUEST_MODEL: model,
+            names.USAGE_SOURCE: source.value if source else None,
+            names.USAGE_MISSING_REASON: missing_reason.value if missing_reason else None,
+        }
+    )

@@ -1,0 +1,47 @@
+"""All facts of an ended call, as the telemetry writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from .._facts.outcome import Ending, Outcome
+from .._facts.request import ResponsesRequest
+from .._facts.response import Response
+from .._facts.usage import MissingReason, Usage, UsageSource
+
+
+class Retrieval(NamedTuple):
+    """The look-up that was made for a call."""
+
+    attempts: int
+    duration_s: float
+
+
+class Record(NamedTuple):
+    """All facts of an ended call. Times in nanoseconds are of the wall clock.
+
+    Attributes:
+        is_received: Whether the usage was in the answer, in a part that the application has received.
+
+    """
+
+    request: ResponsesRequest
+    start_ns: int
+    end_ns: int
+    ending: Ending
+    response: Response
+    events: int
+    deltas: Mapping[str, int]
+    time_to_first_chunk_s: float | None
+    gaps_s: list[float]
+    usage: Usage | None
+    source: UsageSource | None
+    missing_reason: MissingReason | None
+    retrieval: Retrieval | None
+    is_received: bool
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the call ended without any answer."""
+        return self.ending.outcome is Outcome.ERROR and self.response.id is None and not self.events
