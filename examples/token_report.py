@@ -81,7 +81,7 @@ def report(text: str, span: ReadableSpan) -> Table:
     }
     if source := told.get("openai_responses.usage.source"):
         lines["tokens billed"] = told["gen_ai.usage.output_tokens"]
-        lines["of them reasoning"] = told["gen_ai.usage.reasoning.output_tokens"]
+        lines["of them reasoning"] = told.get("gen_ai.usage.reasoning.output_tokens", 0)
         lines["known from"] = source
     else:
         lines["tokens billed"] = f"not known: {told['openai_responses.usage.missing_reason']}"

@@ -105,7 +105,9 @@ def usage_attributes(usage: dict[str, Any]) -> dict[str, int]:
         "gen_ai.usage.cache_write.input_tokens": inputs.get("cache_write_tokens"),
         "gen_ai.usage.reasoning.output_tokens": outputs.get("reasoning_tokens"),
     }
-    return {name: value for name, value in values.items() if value is not None}
+    main_names = ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
+    # The conventions leave out a detail of zero.
+    return {name: value for name, value in values.items() if value or (value == 0 and name in main_names)}
 
 
 def token_attributes(span: ReadableSpan) -> dict[str, Any]:

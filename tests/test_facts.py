@@ -9,18 +9,21 @@ import openai
 import pytest
 
 from otel_responses_usage import Outcome, Usage
+from otel_responses_usage._facts.headers import AnswerHeaders, RateLimit
 from otel_responses_usage._facts.outcome import ABANDONED, CLOSED, EXIT, TRUNCATED, Ending, ending_of
 from otel_responses_usage._facts.request import (
     Operation,
+    Prompt,
     ResponsesRequest,
     Server,
-    describe_create,
     describe_fetch,
+    describe_generation,
     fetched_response_id,
-    is_create,
+    generating_operation,
     returned_response_id,
 )
 from otel_responses_usage._facts.response import Response, error_code
+from otel_responses_usage._facts.tools import OutputFacts, ToolUsage
 
 OMIT = getattr(openai, "omit", openai.NOT_GIVEN)  # what newer lines of the SDK use instead
 
@@ -336,24 +339,28 @@ SERVER = Server("openai", "api.openai.com", 443)
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "creates"),
+    ("method", "path", "operation"),
     [
-        ("post", "/responses", True),
-        ("POST", "/responses/", True),
-        ("post", "responses", True),
-        ("post", "https://host/v1/responses", True),
-        ("post", "/openai/deployments/d/responses", True),
-        ("get", "/responses", False),
-        ("post", "/responses/resp_1/cancel", False),
-        ("post", "/responses/compact", False),
-        ("post", "/responses/input_tokens", False),
-        ("post", "/myresponses", False),
-        ("post", "/chat/completions", False),
+        ("post", "/responses", Operation.CHAT),
+        ("POST", "/responses/", Operation.CHAT),
+        ("post", "responses", Operation.CHAT),
+        ("post", "https://host/v1/responses", Operation.CHAT),
+        ("post", "/openai/deployments/d/responses", Operation.CHAT),
+        ("post", "/responses/compact", Operation.COMPACT),
+        ("POST", "https://host/v1/responses/compact/", Operation.COMPACT),
+        ("get", "/responses", None),
+        ("get", "/responses/compact", None),
+        ("post", "/responses/resp_1/cancel", None),
+        ("post", "/responses/resp_1/compact", None),
+        ("post", "/compact", None),
+        ("post", "/responses/input_tokens", None),
+        ("post", "/myresponses", None),
+        ("post", "/chat/completions", None),
     ],
 )
-def test_a_call_is_recognised_by_method_and_path(method: str, path: str, creates: bool) -> None:
-    """What makes a response is a call; cancelling, counting and other operations are none."""
-    assert is_create(method, path) is creates
+def test_a_call_is_recognised_by_method_and_path(method: str, path: str, operation: Operation | None) -> None:
+    """What generates tokens is a call; cancelling, counting and other operations are none."""
+    assert generating_operation(method, path) is operation
 
 
 @pytest.mark.parametrize(
@@ -408,12 +415,14 @@ ASKED = {
     "conversation": {"id": "conv_1"},
     "text": {"format": {"type": "json_schema", "schema": {}}},
     "service_tier": "flex",
+    "background_options": {"completion_window": "8h", "continuation_id": "secret"},
+    "prompt": {"id": "pmpt_1", "version": "2", "variables": {"name": "secret"}},
 }
 
 
 def test_a_request_is_described_without_its_content() -> None:
     """All that a request asks for, except what it says."""
-    request = describe_create(ASKED, SERVER)
+    request = describe_generation(Operation.CHAT, ASKED, SERVER)
     assert request == ResponsesRequest(
         operation=Operation.CHAT,
         server=SERVER,
@@ -429,33 +438,43 @@ def test_a_request_is_described_without_its_content() -> None:
         conversation_id="conv_1",
         output_type="json",
         service_tier="flex",
+        completion_window="8h",
+        prompt=Prompt("pmpt_1", "2"),
     )
     assert "secret" not in repr(request)
 
 
 def test_what_is_not_asked_for_is_unknown() -> None:
     """An empty request has the defaults of the API and no value of our own making."""
-    assert describe_create({}, SERVER) == ResponsesRequest(Operation.CHAT, SERVER, streams=False)
-    assert describe_create({}, SERVER).stored, "the API stores a response unless told not to"
+    assert describe_generation(Operation.CHAT, {}, SERVER) == ResponsesRequest(
+        Operation.CHAT, SERVER, streams=False
+    )
+    assert describe_generation(Operation.CHAT, {}, SERVER).stored, (
+        "the API stores a response unless told not to"
+    )
 
 
 @pytest.mark.parametrize("junk", [None, openai.NOT_GIVEN, OMIT, object(), "", [], {}, b"x"])
 def test_what_an_application_may_pass_by_mistake_is_unknown(junk: object) -> None:
     """The SDK's sentinels and values of a wrong type count as not given, and nothing is raised."""
-    request = describe_create(dict.fromkeys(ASKED, junk), SERVER)
+    request = describe_generation(Operation.CHAT, dict.fromkeys(ASKED, junk), SERVER)
     # The SDK streams whatever is true, so that is no mistake.
-    assert request == describe_create({}, SERVER)._replace(streams=bool(junk))
+    assert request == describe_generation(Operation.CHAT, {}, SERVER)._replace(streams=bool(junk))
 
 
 def test_a_bool_is_no_number_in_a_request() -> None:
     """`True` is an int to Python, but nobody asks for one token with it."""
-    request = describe_create({"max_output_tokens": True, "temperature": True, "top_p": False}, SERVER)
+    request = describe_generation(
+        Operation.CHAT, {"max_output_tokens": True, "temperature": True, "top_p": False}, SERVER
+    )
     assert (request.max_output_tokens, request.temperature, request.top_p) == (None, None, None)
 
 
 def test_zero_is_a_value() -> None:
     """A temperature of zero is asked for, and not left out."""
-    request = describe_create({"temperature": 0, "top_p": 0.0, "max_output_tokens": 0}, SERVER)
+    request = describe_generation(
+        Operation.CHAT, {"temperature": 0, "top_p": 0.0, "max_output_tokens": 0}, SERVER
+    )
     assert (request.temperature, request.top_p, request.max_output_tokens) == (0.0, 0.0, 0)
 
 
@@ -471,13 +490,16 @@ def test_zero_is_a_value() -> None:
 )
 def test_the_output_type_is_a_word_of_the_conventions(text: Any, output_type: str | None) -> None:
     """A format that the conventions have no word for is left out."""
-    assert describe_create({"text": text}, SERVER).output_type == output_type
+    assert describe_generation(Operation.CHAT, {"text": text}, SERVER).output_type == output_type
 
 
 @pytest.mark.parametrize("conversation", ["conv_1", {"id": "conv_1"}])
 def test_a_conversation_is_an_id_or_an_object(conversation: object) -> None:
     """Both ways of naming a conversation name the same one."""
-    assert describe_create({"conversation": conversation}, SERVER).conversation_id == "conv_1"
+    assert (
+        describe_generation(Operation.CHAT, {"conversation": conversation}, SERVER).conversation_id
+        == "conv_1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -499,8 +521,8 @@ def test_a_fetch_is_described_by_its_response_and_cursor(query: dict[str, Any], 
 
 def test_a_span_is_named_after_the_model() -> None:
     """The name holds the operation and the model, nothing of higher cardinality."""
-    assert describe_create(ASKED, SERVER).span_name == "chat gpt-5.4"
-    assert describe_create({}, SERVER).span_name == "chat"
+    assert describe_generation(Operation.CHAT, ASKED, SERVER).span_name == "chat gpt-5.4"
+    assert describe_generation(Operation.CHAT, {}, SERVER).span_name == "chat"
 
 
 @pytest.mark.parametrize(
@@ -550,7 +572,7 @@ def test_facts_cannot_be_changed() -> None:
         (Response(), "id"),
         (CLOSED, "outcome"),
         (SERVER, "port"),
-        (describe_create({}, SERVER), "model"),
+        (describe_generation(Operation.CHAT, {}, SERVER), "model"),
     ]
     for fact, name in facts:
         with pytest.raises(AttributeError):
@@ -559,3 +581,185 @@ def test_facts_cannot_be_changed() -> None:
         '{"input_tokens": 1, "output_tokens": null, "cache_read_input_tokens": null,'
         ' "cache_write_input_tokens": null, "reasoning_output_tokens": null}'
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "window"),
+    [
+        ({"completion_window": "2h"}, "2h"),
+        ({"completion_window": "24h"}, "24h"),
+        ({"completion_window": "soonest"}, None),
+        ({"completion_window": "h"}, None),
+        ({"completion_window": "\u0664h"}, None),
+        ({"completion_window": "1" * 99 + "h"}, None),
+        ({"completion_window": 2}, None),
+        ({}, None),
+        ("2h", None),
+    ],
+)
+def test_a_completion_window_is_a_number_of_hours(options: object, window: str | None) -> None:
+    """A response with a window may take hours. `soonest` and anything else is no window."""
+    request = describe_generation(Operation.CHAT, {"background_options": options}, SERVER)
+    assert request.completion_window == window
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ({"id": "pmpt_1"}, Prompt("pmpt_1", None)),
+        ({"id": "pmpt_1", "version": 2}, Prompt("pmpt_1", None)),
+        ({"version": "3"}, Prompt(None, "3")),
+        ({}, None),
+        ("pmpt_1", None),
+    ],
+)
+def test_a_stored_prompt_has_a_name_and_a_version(prompt: object, expected: Prompt | None) -> None:
+    """Its variables are content, and are not read."""
+    assert describe_generation(Operation.CHAT, {"prompt": prompt}, SERVER).prompt == expected
+
+
+# --- tools ---------------------------------------------------------------------------------------------
+
+ZERO_TOOL_USAGE = {"image_gen": {"input_tokens": 0, "output_tokens": 0}, "web_search": {"num_requests": 0}}
+SVG = {"model": "svg-1", "input_tokens": 7, "output_tokens": 900, "reasoning_tokens": 5, "total_tokens": 907}
+TOOLS: dict[str, tuple[Any, ToolUsage | None]] = {
+    "nothing": ({}, None),
+    "null": ({"tool_usage": None, "output": None}, None),
+    "junk": ({"tool_usage": [1], "output": [None, 3, {"type": 4}, "web_search_call"]}, None),
+    "zeros": ({"tool_usage": ZERO_TOOL_USAGE}, ToolUsage((), 0, 0, 0)),
+    "only searches": ({"tool_usage": {"web_search": {"num_requests": 3}}}, ToolUsage((), 3, None, None)),
+    "no numbers": ({"tool_usage": {"web_search": {"num_requests": "3"}, "image_gen": 5}}, None),
+    "items": (
+        {"output": [{"type": "web_search_call"}, {"type": "message"}, {"type": "web_search_call"}]},
+        ToolUsage((("web_search_call", 2),)),
+    ),
+    "a tool of tomorrow": ({"output": [{"type": "moon_call"}]}, ToolUsage((("moon_call", 1),))),
+    "no name": (
+        {"output": [{"type": "\u043e_call"}, {"type": "x" * 70 + "_call"}]},
+        ToolUsage((("other", 2),)),
+    ),
+    "images": (
+        {"output": [{"type": "image_generation_call"}], "tool_usage": {"image_gen": {"input_tokens": 4}}},
+        ToolUsage((("image_generation_call", 1),), None, 4, None),
+    ),
+    "svg": (
+        {
+            "output": [
+                {"type": "image_generation_call", "svg_usage": SVG},
+                {"type": "image_generation_call", "svg_usage": SVG},
+            ],
+            "tool_usage": ZERO_TOOL_USAGE,
+        },
+        ToolUsage((("image_generation_call", 2),), 0, 14, 1800),
+    ),
+    "svg alone": (
+        {"output": [{"type": "image_generation_call", "svg_usage": SVG}]},
+        ToolUsage((("image_generation_call", 1),), None, 7, 900),
+    ),
+    "of the application": (
+        {
+            "output": [
+                {"type": kind}
+                for kind in (
+                    "function_call",
+                    "custom_tool_call",
+                    "computer_call",
+                    "local_shell_call",
+                    "apply_patch_call",
+                )
+            ]
+        },
+        None,
+    ),
+    "hosted shell": (
+        {"output": [{"type": "shell_call", "environment": {"type": "container_reference"}}]},
+        ToolUsage((("shell_call", 1),)),
+    ),
+    "local shell": ({"output": [{"type": "shell_call", "environment": {"type": "local"}}]}, None),
+    "shell": ({"output": [{"type": "shell_call", "environment": None}]}, None),
+    "tool search": (
+        {"output": [{"type": "tool_search_call", "execution": "server"}]},
+        ToolUsage((("tool_search_call", 1),)),
+    ),
+    "tool search here": ({"output": [{"type": "tool_search_call", "execution": "client"}]}, None),
+}
+
+
+@pytest.mark.parametrize(("response", "tools"), TOOLS.values(), ids=TOOLS)
+def test_the_use_of_hosted_tools_is_read(response: Any, tools: ToolUsage | None) -> None:
+    """What hosted tools made and used, as reported: absent is unknown, zero is zero."""
+    assert OutputFacts.from_response(response).tools == tools
+
+
+def test_a_server_cannot_make_us_keep_many_tool_types() -> None:
+    """Past some types the others are counted together."""
+    output = [{"type": f"tool{number}_call"} for number in range(50)]
+    tools = OutputFacts.from_response({"output": output}).tools
+    assert tools is not None
+    assert sum(count for _, count in tools.calls) == 50
+    assert len(tools.calls) == 17
+    assert dict(tools.calls)["other"] == 34
+
+
+def test_a_call_for_the_application_is_no_call_of_a_hosted_tool() -> None:
+    """The finish reason `tool_calls` means that the application has something to run."""
+    hosted = [{"type": "web_search_call"}, {"type": "mcp_call"}, {"type": "code_interpreter_call"}]
+    assert not OutputFacts.from_response({"output": hosted}).calls_application
+    assert OutputFacts.from_response({"output": [*hosted, {"type": "function_call"}]}).calls_application
+
+
+@pytest.mark.parametrize(
+    ("diagnostics", "reason"),
+    [
+        ({"type": "cache_miss", "reason": "tools_changed", "cache_missed_tokens": 5}, "tools_changed"),
+        ({"type": "cache_miss", "reason": "the secret prompt"}, "other"),
+        ({"type": "cache_miss"}, "other"),
+        ({"type": "cache_hit"}, None),
+        ({"type": "unavailable", "reason": "tools_changed"}, None),
+        (None, None),
+    ],
+)
+def test_a_cache_miss_has_a_reason_of_a_closed_set(diagnostics: object, reason: str | None) -> None:
+    """No text of a server gets through."""
+    response = Response.from_json({"prompt_cache_diagnostics": diagnostics})
+    assert response.cache_miss_reason == reason
+
+
+def test_a_running_response_has_no_final_tool_usage() -> None:
+    """Neither its tokens nor what its tools have used so far."""
+    response = Response.from_json({"tool_usage": {"web_search": {"num_requests": 3}}})
+    assert response.tools is not None
+    assert response.without_usage().tools is None
+
+
+# --- headers -------------------------------------------------------------------------------------------
+
+
+def test_the_headers_of_the_api_are_read() -> None:
+    """The request id and the rate limits, whatever the case of their names."""
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"X-Request-ID", b"req_1"),
+        (b"x-ratelimit-limit-requests", b"10000"),
+        (b"x-ratelimit-limit-tokens", b"2000000"),
+        (b"X-RateLimit-Remaining-Requests", b"9999"),
+        (b"x-ratelimit-remaining-tokens", b"1999990"),
+        (b"x-ratelimit-reset-tokens", b"17ms"),
+    ]
+    limits = (RateLimit("tokens", 2_000_000, 1_999_990), RateLimit("requests", 10_000, 9_999))
+    assert AnswerHeaders.from_raw(headers) == AnswerHeaders("req_1", limits)
+
+
+@pytest.mark.parametrize("value", [b"", b"-1", b"1.5", b"many", b"9" * 30, "\u0664".encode()])
+def test_a_rate_limit_that_is_no_count_is_unknown(value: bytes) -> None:
+    """Some servers send -1 where there is no limit."""
+    assert AnswerHeaders.from_raw([(b"x-ratelimit-remaining-tokens", value)]).rate_limits == ()
+
+
+def test_a_request_id_is_short_text() -> None:
+    """Whatever a server sends there."""
+    request_id = AnswerHeaders.from_raw([(b"x-request-id", b"\xff" + b"a" * 1000)]).request_id
+    assert request_id is not None
+    assert len(request_id) == 128
+    assert AnswerHeaders.from_raw([(b"x-request-id", b"")]) == AnswerHeaders()
+    assert AnswerHeaders.from_raw([]) == AnswerHeaders()

@@ -32,13 +32,19 @@ NAMES = {
     if constant.isupper() and constant[0] != "_" and isinstance(value, str) and constant != "SCHEMA_URL"
 }
 # Attributes that only metrics have; and a prefix, which stands in the README with an asterisk.
-OF_METRICS = {_semconv.TOKEN_TYPE, _semconv.TOKEN_MODALITY, _semconv.RETRIEVAL_RESULT}
+OF_METRICS = {
+    _semconv.TOKEN_TYPE,
+    _semconv.TOKEN_MODALITY,
+    _semconv.RETRIEVAL_RESULT,
+    _semconv.TOOL_TYPE,
+    _semconv.RATE_LIMIT_TYPE,
+}
 ATTRIBUTES = {
     name + "*" if name.endswith(".") else name
     for constant, name in NAMES.items()
     if not constant.startswith("METRIC_")
 }
-NAME = re.compile(r"(?<![\w.-])(?:gen_ai|openai|openai_responses|server|error)\.[a-z_.]*[a-z_*]")
+NAME = re.compile(r"(?<![\w.-])(?:gen_ai|openai|openai_responses|server|error|http)\.[a-z_.]*[a-z_*]")
 
 
 def table(first_heading: str) -> list[list[str]]:
@@ -91,22 +97,23 @@ def test_the_table_of_attributes_has_those_of_the_spans() -> None:
     assert sorted(told) == sorted(ATTRIBUTES - OF_METRICS)
 
 
-def instruments(*generations: _semconv.Generation) -> set[tuple[str, str, str]]:
-    """Name, kind and unit of each instrument that is made for these generations of the conventions."""
+def instruments(*generations: _semconv.Generation) -> set[tuple[str, ...]]:
+    """Name, kind and, if it has one, unit of each instrument for these generations of the conventions."""
     meter = Mock()
     Telemetry(Mock(), meter, generations)
     return {
-        (call.args[0], kind, call.kwargs["unit"])
+        (call.args[0], kind, *([call.kwargs["unit"]] if "unit" in call.kwargs else []))
         for kind, create in {
             "histogram": meter.create_histogram,
             "counter": meter.create_counter,
             "up-down counter": meter.create_up_down_counter,
+            "gauge": meter.create_gauge,
         }.items()
         for call in create.call_args_list
     }
 
 
-METRICS = {name for name, _, _ in instruments(_semconv.CURRENT, _semconv.NEXT)}
+METRICS = {name for name, *_ in instruments(_semconv.CURRENT, _semconv.NEXT)}
 
 
 @pytest.mark.parametrize(
@@ -123,8 +130,11 @@ def test_the_tables_of_metrics_have_the_instruments(heading: str, generation: _s
 
 def test_every_name_in_the_text_is_one_that_is_written() -> None:
     """No attribute or metric is named anywhere that the code does not know."""
-    prefix = _semconv.STREAM_DELTAS_BY_TYPE
-    told = {prefix + "*" if name.startswith(prefix) else name for name in NAME.findall(README)}
+    prefixes = (_semconv.STREAM_DELTAS_BY_TYPE, _semconv.TOOL_CALLS_BY_TYPE)
+    told = {
+        next((prefix + "*" for prefix in prefixes if name.startswith(prefix)), name)
+        for name in NAME.findall(README)
+    }
     assert told == ATTRIBUTES | METRICS
 
 

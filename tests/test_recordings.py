@@ -361,9 +361,10 @@ def known(row: Row, source: str) -> dict[str, Any]:
     counts = {
         "gen_ai.usage.input_tokens": usage.input_tokens,
         "gen_ai.usage.output_tokens": usage.output_tokens,
-        "gen_ai.usage.cache_read.input_tokens": usage.cache_read_input_tokens,
-        "gen_ai.usage.cache_write.input_tokens": usage.cache_write_input_tokens,
-        "gen_ai.usage.reasoning.output_tokens": usage.reasoning_output_tokens,
+        # The conventions leave out a detail of zero.
+        "gen_ai.usage.cache_read.input_tokens": usage.cache_read_input_tokens or None,
+        "gen_ai.usage.cache_write.input_tokens": usage.cache_write_input_tokens or None,
+        "gen_ai.usage.reasoning.output_tokens": usage.reasoning_output_tokens or None,
         "openai_responses.usage.source": source,
     }
     return {key: value for key, value in counts.items() if value is not None}

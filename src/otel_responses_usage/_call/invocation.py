@@ -5,40 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 from .. import _fault
 from .._answer.reception import Reception
-from .._config import Config
+from .._facts.headers import AnswerHeaders
 from .._facts.outcome import ABANDONED, CANCELLED, CLOSED, EXIT, TRUNCATED, Ending, Outcome
-from .._facts.request import Operation, ResponsesRequest
+from .._facts.request import ResponsesRequest
 from .._facts.response import error_code
 from .._facts.usage import UsageSource
-from .._lookup.recovery import Recovery
 from .._telemetry.neighbour import CallSpan
-from .._telemetry.telemetry import Telemetry
+from .services import Services
 from .settlement import EndedCall, MakeTarget, Settlement
 from .tail import CallTail
 
 # How a call ends that does not stream and whose answer has no content.
 _EMPTY: Final = Ending(Outcome.ERROR, "empty_response")
-
-
-class Services(NamedTuple):
-    """Objects that all calls of one instrumentation share.
-
-    Attributes:
-        config: The settings.
-        telemetry: Writes spans and metrics.
-        recovery: Looks up usage.
-        on_end: Called once for each call, when it has ended.
-
-    """
-
-    config: Config
-    telemetry: Telemetry
-    recovery: Recovery
-    on_end: Callable[[Invocation], object]
 
 
 class Invocation:
@@ -59,6 +41,9 @@ class Invocation:
         "_reader_failed",
         "_reception",
         "_request",
+        "_request_id",
+        "_resend_count",
+        "_resent_at_s",
         "_services",
         "_start_ns",
         "_tail",
@@ -84,6 +69,9 @@ class Invocation:
         self._tail: CallTail | None = None
         self._decode_error: Ending | None = None
         self._reader_failed = False
+        self._request_id: str | None = None
+        self._resend_count = 0
+        self._resent_at_s = 0.0  # when the last of these requests is sent, by `time.monotonic`
         # A weak reference to the HTTP response, whose callback is `on_garbage_collected`.
         self.response_ref: Callable[[], object] | None = None
 
@@ -101,6 +89,21 @@ class Invocation:
     def read_fast(self) -> Callable[[bytes], bool]:
         """A fast path that can read most pieces of the answer: see `Reception.read_fast`."""
         return self._reception.read_fast
+
+    def on_headers(self, headers: AnswerHeaders) -> None:
+        """Note the headers of an answer, also of one that the SDK does not accept."""
+        self._request_id = headers.request_id
+        self.on_refusal(headers)
+
+    def on_refusal(self, headers: AnswerHeaders) -> None:
+        """Note the headers of an answer after which the SDK sends the request again."""
+        if headers.rate_limits and not self._request.is_fetch:
+            self._services.telemetry.record_rate_limits(headers.rate_limits, self._request, self.call_span)
+
+    def on_resend(self, count: int = 1, *, delay_s: float = 0.0) -> None:
+        """Note that the SDK sends the request again, after so many seconds."""
+        self._resend_count += count
+        self._resent_at_s = time.monotonic() + delay_s
 
     def on_answer(self, make_target: MakeTarget) -> bool:
         """Note that an answer arrives.
@@ -161,6 +164,8 @@ class Invocation:
     @_fault.catch_and_report("ending a call")
     def on_raise(self, error: BaseException) -> None:
         """Note that the call raised before it returned a stream."""
+        if not isinstance(error, Exception) and time.monotonic() < self._resent_at_s:
+            self._resend_count -= 1  # cancelled while the SDK waited before it would send the request again
         self.finish(_ending_of_error(error))
 
     @_fault.catch_and_report("ending a call")
@@ -286,7 +291,7 @@ class Invocation:
     def _can_have_tail(self) -> bool:
         # A background response continues without its stream, so its look-up is exact. A fetch has no usage.
         request, reception = self._request, self._reception
-        is_useful = request.streams and not request.background and request.operation is Operation.CHAT
+        is_useful = request.streams and not request.background and not request.is_fetch
         return is_useful and reception.stream_error is None and not reception.is_done
 
     @_fault.catch_and_report("reading on")
@@ -380,11 +385,12 @@ class Invocation:
             self._wall_clock_offset_ns,
             ending,
             reception.state,
+            self._request_id,
+            self._resend_count,
             self._has_left,
         )
         make_target, self._make_target = self._make_target, None  # it holds the credentials
-        settlement = Settlement(call, make_target, services.config, services.telemetry, services.recovery)
-        settlement.settle(is_cut_off=is_cut_off)
+        Settlement(call, make_target, services).settle(is_cut_off=is_cut_off)
 
     @_fault.catch_and_report("ending a call")
     def _end_collected(self, end_ns: int) -> None:

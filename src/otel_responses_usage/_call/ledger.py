@@ -15,26 +15,33 @@ from typing import Final
 from opentelemetry.trace import INVALID_SPAN
 
 from .._config import Config
-from .._facts.request import Operation, ResponsesRequest, Server
-from .._facts.response import Response
+from .._facts.request import ResponsesRequest
 from .._lookup.recovery import Recovery
 from .._telemetry.neighbour import CallSpan, Neighbour
 from .._telemetry.telemetry import Telemetry
-from .invocation import Invocation, Services
+from .invocation import Invocation
+from .observation import Observation
+from .services import Services
 
 # Higher priorities run first. An application may flush its exporters at exit; `close` must run before.
 _EXIT_PRIORITY: Final = 1000
 
 
 class Ledger:
-    """Opens calls, and ends the open ones when the process or the instrumentation ends."""
+    """Opens calls, and ends the open ones when the process or the instrumentation ends.
+
+    Attributes:
+        observation: Takes usage from responses that the application itself fetches.
+
+    """
 
     def __init__(self, config: Config, telemetry: Telemetry, recovery: Recovery) -> None:
         self._config = config
         self._makes_chat_spans = config.spans != "never"
         self._telemetry = telemetry
         self._recovery = recovery
-        self._services = Services(config, telemetry, recovery, self._remove)
+        self.observation = Observation(recovery, telemetry)
+        self._services = Services(config, telemetry, recovery, self.observation, self._remove)
         self._open: dict[Invocation, None] = {}
         self._callbacks_before_next_call: list[Callable[[], object]] = []
         self._closed = False
@@ -65,7 +72,7 @@ class Ledger:
             with contextlib.suppress(IndexError):  # another thread may take the last one
                 self._callbacks_before_next_call.pop()()
         start_ns = start_ns or time.time_ns()
-        has_span = self._makes_chat_spans or request.operation is not Operation.CHAT
+        has_span = self._makes_chat_spans or request.is_fetch
         call_span = self._telemetry.start(request, start_ns, neighbour, has_span=has_span)
         if not self._telemetry.is_recorded(call_span):
             return None
@@ -78,19 +85,6 @@ class Ledger:
             atexit.register(self._close_at_exit)
             _close_at_exit_of_child(self._close_at_exit)
         return invocation
-
-    @property
-    def has_pending(self) -> bool:
-        """Whether any ended call waits for its usage."""
-        return self._recovery.is_waiting
-
-    def is_pending(self, server: Server, response_id: str) -> bool:
-        """Whether an ended call waits for the usage of this response of this server."""
-        return self._recovery.awaits(server, response_id)
-
-    def observe(self, server: Server, response: Response) -> None:
-        """Use a response that the application itself has fetched, if its usage is pending."""
-        self._recovery.observe(server, response)
 
     def drain(self) -> None:
         """End all open calls, then wait for the pending look-ups, up to `Config.exit_timeout`."""
@@ -135,6 +129,7 @@ class Ledger:
             invocation.discard()
         self._open = {}
         self._is_registered_at_exit = False
+        self.observation.clear()
         # The child inherits the metric values of the parent. The first call of the child corrects them,
         # because little code is safe directly after a fork.
         pending_spans, forget_circuits = self._recovery.begin_anew()

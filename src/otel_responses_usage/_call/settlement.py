@@ -7,18 +7,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
 
+from opentelemetry.trace import NonRecordingSpan
+
 from .. import _fault
 from .._answer.state import AnswerState
-from .._config import Config
-from .._facts.outcome import Ending, ending_of
+from .._facts.outcome import Ending, Outcome, ending_of
 from .._facts.request import Operation, ResponsesRequest
 from .._facts.response import Response
 from .._facts.usage import MissingReason, Usage, UsageSource
 from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
-from .._lookup.recovery import Recovery
 from .._telemetry.neighbour import CallSpan
-from .._telemetry.record import Record, Retrieval
-from .._telemetry.telemetry import Telemetry
+from .._telemetry.record import Record, Retrieval, UncountedCall
+from .services import Services
 
 # The usage was in the answer itself.
 _ANSWER_SOURCES: Final = frozenset({UsageSource.STREAM, UsageSource.RESPONSE})
@@ -37,6 +37,8 @@ class EndedCall(NamedTuple):
         wall_clock_offset_ns: The wall clock's time less that of `time.perf_counter_ns`.
         ending: How it ended.
         state: The facts of its answer.
+        request_id: The server's id of the HTTP request.
+        resend_count: How often the SDK sent the request again.
         has_left: Whether the application stopped to read before the end of the answer.
 
     """
@@ -48,6 +50,8 @@ class EndedCall(NamedTuple):
     wall_clock_offset_ns: int
     ending: Ending
     state: AnswerState
+    request_id: str | None
+    resend_count: int
     has_left: bool
 
 
@@ -58,33 +62,22 @@ class Settlement:
     look-up, with the end time of the call.
     """
 
-    __slots__ = ("_call", "_has_no_target", "_make_target", "_recovery", "_settings", "_telemetry")
+    __slots__ = ("_call", "_has_no_target", "_make_target", "_services")
 
-    def __init__(
-        self,
-        call: EndedCall,
-        make_target: MakeTarget | None,
-        settings: Config,
-        telemetry: Telemetry,
-        recovery: Recovery,
-    ) -> None:
+    def __init__(self, call: EndedCall, make_target: MakeTarget | None, services: Services) -> None:
         """Record nothing yet.
 
         Args:
             call: The call.
             make_target: Returns the target for a look-up. `None` if there was no answer. It holds the
                 credentials, and is released after its last use.
-            settings: The settings.
-            telemetry: Writes the span and the metrics.
-            recovery: Looks up usage.
+            services: What records the call and looks up its usage.
 
         """
         self._call = call
         self._make_target = make_target
         self._has_no_target = False
-        self._settings = settings
-        self._telemetry = telemetry
-        self._recovery = recovery
+        self._services = services
 
     def settle(self, *, is_cut_off: bool) -> None:
         """Record the call, or start a look-up that leads to its record.
@@ -94,9 +87,9 @@ class Settlement:
 
         """
         request, response = self._call.request, self._call.state.response
-        if request.operation is Operation.FETCH_RESPONSE:
+        if request.is_fetch:
             # The answer may show the response under another id.
-            self._recovery.observe(request.server, response._replace(id=request.response_id))
+            self._services.observation.observe(request.server, response._replace(id=request.response_id))
             self._write(response)
         elif response.usage is not None:
             self._write(response, usage=response.usage, source=self._call.state.source)
@@ -107,13 +100,13 @@ class Settlement:
                 final = _missing_reason(MissingReason.SHUTDOWN if is_cut_off else reason, response)
                 write = partial(self._write, response, reason=final)
                 if reason is MissingReason.OVERLOAD:
-                    self._recovery.run_in_turn(write)
+                    self._services.recovery.run_in_turn(write)
                 else:
                     write()
 
     def on_accept(self) -> None:
         """Note that the look-up is accepted: the span stays open until its result."""
-        self._telemetry.add_pending(self._call.call_span, 1)
+        self._services.telemetry.add_pending(self._call.call_span, 1)
 
     def on_begin(self, job: Job) -> LookupRequest | MissingReason:
         """Return what to look up, or the missing reason if the call has no target."""
@@ -136,7 +129,7 @@ class Settlement:
         """Record the call with the result of its look-up, and end its span."""
         self._make_target = None
         call, response = self._call, self._call.state.response
-        self._telemetry.add_pending(call.call_span, -1)
+        self._services.telemetry.add_pending(call.call_span, -1)
         latest = response.merged_with(result.response) if result.response is not None else response
         is_known = result.usage is not None
         # The final status of a background response decides, not its status when the call returned.
@@ -148,17 +141,23 @@ class Settlement:
             source=source if is_known else None,
             reason=None if is_known else _missing_reason(result.reason or MissingReason.NO_USAGE, response),
             retrieval=None if self._has_no_target else Retrieval(job.attempts, self._seconds_since_end()),
+            job=job,
         )
 
     def _reason_for_no_look_up(self) -> MissingReason | None:
         """Return why the usage cannot be looked up, or `None` if it can."""
-        response = self._call.state.response
+        call, response = self._call, self._call.state.response
         if response.id is None or self._make_target is None:
             return MissingReason.NO_RESPONSE_ID
+        if call.request.operation is Operation.COMPACT:  # its result is not stored as a response
+            is_complete = call.ending.outcome is Outcome.COMPLETED
+            return MissingReason.NO_USAGE if is_complete else MissingReason.NOT_STORED
         # A background response is stored for some ten minutes in any case.
-        if (response.is_not_stored or not self._call.request.stored) and not self._is_background:
+        if (response.is_not_stored or not call.request.stored) and not self._is_background:
             return MissingReason.NOT_STORED
-        return None if self._settings.retrieval else MissingReason.DISABLED
+        if self._is_background and call.request.completion_window and not response.is_terminal:
+            return MissingReason.DEFERRED  # it may take hours
+        return None if self._services.config.retrieval else MissingReason.DISABLED
 
     @property
     def _is_background(self) -> bool:
@@ -167,7 +166,7 @@ class Settlement:
 
     def _look_up(self) -> MissingReason | None:
         """Start a look-up. Returns the missing reason if none can be started."""
-        settings, response = self._settings, self._call.state.response
+        settings, response = self._services.config, self._call.state.response
         # A final response with null usage rarely gets one later. Only a cancelled one may be charged later.
         asks_once = response.is_terminal and response.status != "cancelled"
         job = Job(
@@ -178,7 +177,7 @@ class Settlement:
             is_background=self._is_background,
             asks_once=asks_once,
         )
-        return self._recovery.submit(job)
+        return self._services.recovery.submit(job)
 
     def _seconds_since_end(self) -> float:
         now_ns = time.perf_counter_ns() + self._call.wall_clock_offset_ns
@@ -193,11 +192,12 @@ class Settlement:
         source: UsageSource | None = None,
         reason: MissingReason | None = None,
         retrieval: Retrieval | None = None,
+        job: Job | None = None,
     ) -> None:
         call, state = self._call, self._call.state
         first = state.first_delta_at
         start = call.start_ns - call.wall_clock_offset_ns  # by perf_counter, like `first`
-        self._telemetry.finish(
+        self._services.telemetry.finish(
             call.call_span,
             Record(
                 request=call.request,
@@ -213,9 +213,29 @@ class Settlement:
                 source=source,
                 missing_reason=reason,
                 retrieval=retrieval,
+                request_id=call.request_id,
+                resend_count=call.resend_count,
                 is_received=source in _ANSWER_SOURCES and not call.has_left,
             ),
         )
+        if reason is not None and response.id is not None:
+            self._keep(response, reason, job)
+
+    def _keep(self, response: Response, reason: MissingReason, job: Job | None) -> None:
+        """Have the call counted if the application itself is shown its usage later."""
+        request = self._call.request
+        if request.operation is not Operation.CHAT:
+            return
+        call = UncountedCall(
+            request.operation,
+            request.server,
+            request.model,
+            request.completion_window,
+            reason,
+            NonRecordingSpan(self._call.call_span.span.get_span_context()),
+            has_tools=response.tools is not None,
+        )
+        self._services.observation.keep(str(response.id), call, job)
 
 
 def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:

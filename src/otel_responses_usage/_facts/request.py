@@ -12,7 +12,12 @@ class Operation(str, Enum):
     """The kind of call: the value of `gen_ai.operation.name`."""
 
     CHAT = "chat"
+    COMPACT = "compact"
     FETCH_RESPONSE = "fetch_response"
+
+
+# The members of an `Enum` are looked up slowly.
+_FETCH_RESPONSE: Final = Operation.FETCH_RESPONSE
 
 
 _OUTPUT_TYPES: Final = {"text": "text", "json_object": "json", "json_schema": "json"}
@@ -35,6 +40,7 @@ _PROVIDERS: Final = (
 )
 
 _PORTS: Final = {"https": 443, "http": 80}
+_MAX_WINDOW_LENGTH: Final = 8
 
 
 class Server(NamedTuple):
@@ -48,6 +54,13 @@ class Server(NamedTuple):
     def from_url_parts(host: str | None, port: int | None, scheme: str, *, azure: bool = False) -> Server:
         """Return the server of a base URL. `azure` is true for an Azure client."""
         return _server(host or "", port or _PORTS.get(scheme), azure)
+
+
+class Prompt(NamedTuple):
+    """A prompt that is stored at the provider."""
+
+    name: str | None
+    version: str | None
 
 
 class ResponsesRequest(NamedTuple):
@@ -69,6 +82,13 @@ class ResponsesRequest(NamedTuple):
     conversation_id: str | None = None
     output_type: str | None = None
     service_tier: str | None = None
+    completion_window: str | None = None
+    prompt: Prompt | None = None
+
+    @property
+    def is_fetch(self) -> bool:
+        """Whether the call fetches an existing response: it generates no tokens."""
+        return self.operation is _FETCH_RESPONSE
 
     @property
     def span_name(self) -> str:
@@ -77,9 +97,15 @@ class ResponsesRequest(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def is_create(method: str, path: str) -> bool:
-    """Whether a request creates a response. `path` has no query."""
-    return method.lower() == "post" and _last_segments(path, 1) == ["responses"]
+def generating_operation(method: str, path: str) -> Operation | None:
+    """Return the operation of a request that generates tokens, or `None`. `path` has no query."""
+    match [method.lower(), *_last_segments(path, 2)]:
+        case ["post", *_, "responses"]:
+            return Operation.CHAT
+        case ["post", "responses", "compact"]:
+            return Operation.COMPACT
+        case _:
+            return None
 
 
 def fetched_response_id(method: str, path: str) -> str | None:
@@ -108,9 +134,9 @@ def _last_segments(path: str, count: int) -> list[str]:
     return path.removesuffix("/").split("/")[-count:]
 
 
-def describe_create(body: Mapping[str, Any], server: Server) -> ResponsesRequest:
-    """Return the parameters of a call that creates a response. `body` is the request body as sent."""
-    fields: list[Any] = [Operation.CHAT, server, *_DEFAULTS]
+def describe_generation(operation: Operation, body: Mapping[str, Any], server: Server) -> ResponsesRequest:
+    """Return the parameters of a call that generates tokens. `body` is the request body as sent."""
+    fields: list[Any] = [operation, server, *_DEFAULTS]
     for name, value in body.items():
         parser = _FIELD_PARSERS.get(name)
         if parser is not None:
@@ -168,6 +194,23 @@ def _id(value: object) -> str | None:
     return _text(value) or _text(_field(value, "id"))
 
 
+def _service_tier(value: object) -> str | None:
+    tier = _text(value)
+    return None if tier == "auto" else tier  # which asks for none
+
+
+def _prompt(value: object) -> Prompt | None:
+    prompt = Prompt(_text(_field(value, "id")), _text(_field(value, "version")))
+    return prompt if any(prompt) else None
+
+
+def _completion_window(options: object) -> str | None:
+    """Return how long a background response may take, as in `2h`. `None` if it is to be made at once."""
+    window = _text(_field(options, "completion_window")) or ""
+    is_in_hours = window.isascii() and window[:-1].isdigit() and window.endswith("h")
+    return window if is_in_hours and len(window) <= _MAX_WINDOW_LENGTH else None
+
+
 def _output_type(text: object) -> str | None:
     return _OUTPUT_TYPES.get(_text(_field(_field(text, "format"), "type")) or "")
 
@@ -187,7 +230,9 @@ _FIELD_PARSERS: Final[dict[str, tuple[int, Callable[[object], object]]]] = {
         ("previous_response_id", "previous_response_id", _text),
         ("conversation", "conversation_id", _id),
         ("text", "output_type", _output_type),
-        ("service_tier", "service_tier", _text),
+        ("service_tier", "service_tier", _service_tier),
+        ("background_options", "completion_window", _completion_window),
+        ("prompt", "prompt", _prompt),
     )
 }
 _DEFAULTS: Final = tuple(ResponsesRequest._field_defaults.values())

@@ -6,22 +6,27 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from .tools import OutputFacts, ToolUsage
 from .usage import Usage
 
 _RUNNING_STATUSES: Final = frozenset({"queued", "in_progress"})
 TERMINAL_STATUSES: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})
 
-# Output items that are tool calls for the application. Tools that the server runs itself are not included.
-_TOOL_CALL_ITEMS: Final = frozenset(
+# Why the prompt cache was not used, in the words of the API.
+_CACHE_MISS_REASONS: Final = frozenset(
     {
-        "apply_patch_call",
-        "computer_call",
-        "custom_tool_call",
-        "function_call",
-        "local_shell_call",
-        "shell_call",
+        "context_compacted",
+        "input_changed",
+        "model_changed",
+        "prompt_cache_key_changed",
+        "reasoning_effort_changed",
+        "service_tier_changed",
+        "text_format_changed",
+        "tools_changed",
+        "verbosity_changed",
     }
 )
+_OTHER_REASON: Final = "other"
 
 _MAX_TEXT_LENGTH: Final = 128
 
@@ -39,6 +44,9 @@ class Response(NamedTuple):
     calls_tools: bool = False
     is_background: bool = False
     is_not_stored: bool = False
+    tools: ToolUsage | None = None
+    is_compacted: bool = False
+    cache_miss_reason: str | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -61,7 +69,7 @@ class Response(NamedTuple):
     @classmethod
     def from_json(cls, response: Mapping[str, Any]) -> Response:
         """Return the facts of a decoded response object. A field of a wrong type counts as left out."""
-        output, details = response.get("output"), response.get("incomplete_details")
+        details, output = response.get("incomplete_details"), OutputFacts.from_response(response)
         return cls(
             id=_id(response.get("id")),
             model=_short_text(response.get("model")),
@@ -70,19 +78,22 @@ class Response(NamedTuple):
             usage=Usage.from_response(response),
             incomplete_reason=_short_text(details.get("reason")) if isinstance(details, dict) else None,
             error_code=error_code(response.get("error")),
-            calls_tools=isinstance(output, list)
-            and any(isinstance(item, dict) and item.get("type") in _TOOL_CALL_ITEMS for item in output),
+            calls_tools=output.calls_application,
             is_background=response.get("background") is True,
             # Organisations without data retention get `false` here, whatever the request says.
             is_not_stored=response.get("store") is False,
+            tools=output.tools,
+            is_compacted=output.is_compacted,
+            cache_miss_reason=_cache_miss_reason(response.get("prompt_cache_diagnostics")),
         )
 
     def without_usage(self) -> Response:
-        """Return a copy without usage.
+        """Return a copy without usage, also that of tools.
 
-        The token counts of a running response are not final.
+        The counts of a running response are not final.
         """
-        return self._replace(usage=None) if self.usage is not None else self
+        has_usage = self.usage is not None or self.tools is not None
+        return self._replace(usage=None, tools=None) if has_usage else self
 
     def merged_with(self, newer: Response) -> Response:
         """Return the newer facts of the same response. A field that is missing there keeps its old value."""
@@ -96,6 +107,13 @@ def is_response_object(document: Mapping[str, Any]) -> bool:
         return bool(kind == "response")
     # Some servers leave out the kind.
     return isinstance(document.get("id"), str) and bool(document.keys() & {"status", "usage", "output"})
+
+
+def _cache_miss_reason(diagnostics: object) -> str | None:
+    if not isinstance(diagnostics, dict) or diagnostics.get("type") != "cache_miss":
+        return None
+    reason = diagnostics.get("reason")
+    return reason if isinstance(reason, str) and reason in _CACHE_MISS_REASONS else _OTHER_REASON
 
 
 def error_code(error: object) -> str | None:

@@ -24,6 +24,7 @@ class MissingReason(str, Enum):
 
     NO_RESPONSE_ID = "no_response_id"
     NOT_STORED = "not_stored"
+    DEFERRED = "deferred"
     NOT_FOUND = "not_found"
     UNAUTHORIZED = "unauthorized"
     UNSUPPORTED = "unsupported"
@@ -65,17 +66,18 @@ class Usage(NamedTuple):
         inputs = usage.get("input_tokens_details")
         outputs = usage.get("output_tokens_details")
         parsed = cls(
-            input_tokens=_token_count(usage, "input_tokens"),
-            output_tokens=_token_count(usage, "output_tokens"),
-            cache_read_input_tokens=_token_count(inputs, "cached_tokens"),
-            cache_write_input_tokens=_token_count(inputs, "cache_write_tokens"),
-            reasoning_output_tokens=_token_count(outputs, "reasoning_tokens"),
+            input_tokens=reported_count(usage, "input_tokens"),
+            output_tokens=reported_count(usage, "output_tokens"),
+            cache_read_input_tokens=reported_count(inputs, "cached_tokens"),
+            cache_write_input_tokens=reported_count(inputs, "cache_write_tokens"),
+            reasoning_output_tokens=reported_count(outputs, "reasoning_tokens"),
         )
         # A usage needs at least one of the two main counts. Details alone are not enough to bill.
         return None if parsed.input_tokens is None and parsed.output_tokens is None else parsed
 
 
-def _token_count(counts: object, name: str) -> int | None:
+def reported_count(counts: object, name: str) -> int | None:
+    """Return the count of this name in a decoded object, or `None` if it is missing or no whole number."""
     value = counts.get(name) if isinstance(counts, dict) else None
     # JSON does not distinguish 11 from 11.0. NaN, infinity and fractions are not whole numbers.
     if type(value) is float and value.is_integer():

@@ -76,6 +76,7 @@ class Job:
         is_background: Whether the response may take minutes.
         asks_once: Whether to send one request only. Its failure says nothing about the server.
         attempts: Requests made so far.
+        shown: The response, as the application was shown it during the look-up, or just after.
 
     """
 
@@ -87,6 +88,7 @@ class Job:
         "listener",
         "response_id",
         "server",
+        "shown",
         "timeout_s",
     )
 
@@ -107,6 +109,7 @@ class Job:
         self.is_background = is_background
         self.asks_once = asks_once
         self.attempts = 0
+        self.shown: Response | None = None
         self._open: list[None] = [None]
 
     @property
@@ -114,13 +117,14 @@ class Job:
         """Whether the job has no result yet."""
         return bool(self._open)
 
-    def finish(self, result: LookupResult, source: UsageSource) -> None:
-        """Give the result to the listener, unless the job has one already."""
+    def finish(self, result: LookupResult, source: UsageSource) -> bool:
+        """Give the result to the listener, and return true, unless the job has one already."""
         try:
             self._open.pop()  # atomic: of two threads one finds it empty
         except IndexError:
-            return
+            return False
         try:
             self.listener.on_result(self, result, source)
         except Exception:
             _fault.report("settling a look-up")
+        return True

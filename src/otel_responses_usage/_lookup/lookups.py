@@ -62,7 +62,7 @@ class LookUps:
         self,
         retriever: Retriever,
         put: Put,
-        finish: Callable[[Job, LookupResult], None],
+        finish: Callable[[Job, LookupResult], object],
         on_circuit: Callable[[Endpoint, int], None],
     ) -> None:
         self.retriever = retriever

@@ -146,11 +146,19 @@ class Recovery:
         """Whether a job waits for this response of this server."""
         return (server, response_id) in self._by_response
 
-    def observe(self, server: Server, response: Response) -> None:
-        """Settle the job that waits for this response, if the application itself was shown its usage."""
-        job = self._by_response.get((server, response.id)) if response.id is not None else None
-        if job is not None and response.has_ended and response.usage is not None:
-            self._finish(job, LookupResult(response.usage, None, response), UsageSource.OBSERVATION)
+    def observe(self, server: Server, response: Response) -> bool:
+        """Settle the job that waits for this response with its usage; return whether there was one.
+
+        Args:
+            server: The server that the application's request went to.
+            response: An ended response with its usage, as the application was shown it.
+
+        """
+        job = self._by_response.get((server, str(response.id)))
+        if job is None:
+            return False
+        job.shown = response  # first: another thread may just be ending the job without usage
+        return self._finish(job, LookupResult(response.usage, None, response), UsageSource.OBSERVATION)
 
     def flush(self, timeout_s: float, *, includes_background: bool) -> bool:
         """Wait until every job has a result, at most so long; return whether that is so.
@@ -254,14 +262,15 @@ class Recovery:
             _fault.report("looking a response up")
             self._finish(job, LookupResult(None, MissingReason.TRANSPORT_ERROR))
 
-    def _finish(self, job: Job, result: LookupResult, source: UsageSource = UsageSource.RETRIEVAL) -> None:
+    def _finish(self, job: Job, result: LookupResult, source: UsageSource = UsageSource.RETRIEVAL) -> bool:
         # Keep this order. A thread that waits for the last job must also see its span ended.
         with forks_wait():
-            job.finish(result, source)
+            is_taken = job.finish(result, source)
         self._waiting.pop(job, None)
         if self._by_response.get((job.server, job.response_id)) is job:
             self._by_response.pop((job.server, job.response_id), None)
         self._get_workers().progress.send()
+        return is_taken
 
     def _run_callback(self) -> bool:
         """Run the next callback; return whether there was one."""

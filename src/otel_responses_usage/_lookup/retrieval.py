@@ -133,6 +133,8 @@ def retrieval_flow(response_id: str, policy: RetrievalPolicy, *, asks_once: bool
                         break
                     longest_wait_s = policy.longest_unlikely_wait_s
                     time_limit_s = time_limit_s or policy.cancelled_timeout_s
+                else:
+                    seen = seen.without_usage()
             elif answer.status == 404:
                 reason = MissingReason.NOT_FOUND
                 not_found += 1

@@ -12,10 +12,10 @@ from urllib.parse import unquote
 from .._facts.request import (
     ResponsesRequest,
     Server,
-    describe_create,
     describe_fetch,
+    describe_generation,
     fetched_response_id,
-    is_create,
+    generating_operation,
 )
 
 
@@ -24,8 +24,9 @@ def describe_options(client: Any, options: Any) -> ResponsesRequest | None:
     path, _, _ = options.url.partition("?")
     if "responses" not in path:
         return None
-    if is_create(options.method, path):
-        return describe_create(_body(options), server_of(client, options.url))
+    operation = generating_operation(options.method, path)
+    if operation is not None:
+        return describe_generation(operation, _body(options), server_of(client, options.url))
     response_id = fetched_response_id(options.method, path)
     query = options.params if isinstance(options.params, Mapping) else {}
     if response_id is not None and query.get("stream") in (True, "true"):
@@ -36,12 +37,13 @@ def describe_options(client: Any, options: Any) -> ResponsesRequest | None:
 def describe_http_request(http_request: Any, client_class: type | None) -> ResponsesRequest | None:
     """Return the parameters of the call that this HTTP request was sent for, as `describe_options` does."""
     url = http_request.url
-    if not is_create(http_request.method, url.path):
+    operation = generating_operation(http_request.method, url.path)
+    if operation is None:
         return None
     is_azure = client_class is not None and _is_azure(client_class)
     server = Server.from_url_parts(url.host, url.port, url.scheme, azure=is_azure)
     body = json.loads(http_request.content)
-    return describe_create(body if isinstance(body, dict) else {}, server)
+    return describe_generation(operation, body if isinstance(body, dict) else {}, server)
 
 
 def _body(options: Any) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from .. import _fault
 from .._call.invocation import Invocation, is_api_error
 from .._call.ledger import Ledger
 from .._config import Spans
+from .._facts.headers import AnswerHeaders
 from .._facts.outcome import CLOSED
 from .._facts.request import returned_response_id
 from .._facts.response import Response, is_response_object
@@ -89,7 +90,7 @@ class HttpSurface:
                 invocation, late_scope = self._open_late(scope, client, kwargs["options"], kwargs["response"])
             if invocation is not None:
                 _attach(invocation, client, kwargs["response"])
-            elif self._ledger.has_pending:
+            elif self._ledger.observation.is_useful:
                 self._observe(client, kwargs["options"], kwargs["response"])
         except Exception:
             _fault.report("looking at an answer")
@@ -106,7 +107,34 @@ class HttpSurface:
         """Make the error of a refused call. If the call was not seen, it is recorded here."""
         error = wrapped(*args, **kwargs)
         self._on_unseen_error(error, type(client))
+        self._on_refusal(error)
         return error
+
+    def calculate_retry_timeout(self, wrapped: Wrapped, client: Any, args: Any, kwargs: Any) -> Any:  # noqa: ARG002
+        """Note that the SDK sends the request of a call again, after so many seconds."""
+        delay_s = wrapped(*args, **kwargs)
+        self._on_retry(delay_s, *args, **kwargs)
+        return delay_s
+
+    @_fault.catch_and_report("looking at a retry")
+    def _on_retry(
+        self,
+        delay_s: float,
+        remaining_retries: int,  # noqa: ARG002  # the arguments of the SDK's method
+        options: Any,  # noqa: ARG002
+        response_headers: Any = None,
+    ) -> None:
+        invocation = current_scope.get().invocation
+        if invocation is not None:
+            invocation.on_resend(delay_s=delay_s)
+            if response_headers is not None:
+                invocation.on_refusal(AnswerHeaders.from_raw(response_headers.raw))
+
+    @_fault.catch_and_report("looking at a refusal")
+    def _on_refusal(self, error: Any) -> None:
+        invocation = current_scope.get().invocation
+        if invocation is not None:
+            invocation.on_headers(AnswerHeaders.from_raw(error.response.headers.raw))
 
     def connection_error_made(self, wrapped: Wrapped, error: Any, args: Any, kwargs: Any) -> Any:
         """Make the error of a call without an answer. If the call was not seen, it is recorded here."""
@@ -125,8 +153,10 @@ class HttpSurface:
         invocation = self._opener.open(request, None, scope, scope.take_start_ns())
         if scope is not NO_SCOPE:
             scope.invocation = invocation  # which ends with the scope
-        elif invocation is not None:
-            invocation.on_raise(error)
+        if invocation is not None:
+            invocation.on_resend(_resend_count(error.request))
+            if scope is NO_SCOPE:
+                invocation.on_raise(error)
 
     def _observe(self, client: Any, options: Any, response: Any) -> None:
         """Use the answer to a call without a span if it contains a response with a pending look-up."""
@@ -134,13 +164,13 @@ class HttpSurface:
         response_id = returned_response_id(options.method, path) if "responses" in path else None
         if response_id is None:
             return
-        server = server_of(client, options.url)
-        if self._ledger.is_pending(server, unquote(response_id)) and _is_body_read(response):
+        server, observation = server_of(client, options.url), self._ledger.observation
+        if observation.awaits(server, unquote(response_id)) and _is_body_read(response):
             document = response.json()
             if isinstance(document, dict) and is_response_object(document):
                 # The answer may show the response under another id.
                 shown = Response.from_json(document)._replace(id=unquote(response_id))
-                self._ledger.observe(server, shown)
+                observation.observe(server, shown)
 
     def _open_scope(self, client: Any, args: Any, kwargs: Any) -> RequestScope | None:
         """Open a call and return the scope for its request.
@@ -177,6 +207,8 @@ class HttpSurface:
         self.classes.cover_client(client)
         start_ns = scope.take_start_ns()
         invocation = self._opener.open(request, options.headers, scope, start_ns or _sent_ns(response))
+        if invocation is not None:
+            invocation.on_resend(_resend_count(response.request))
         if scope is NO_SCOPE:
             return invocation, RequestScope(invocation)
         # Its span does not become the current span. The other package may have set one since the scope was
@@ -221,6 +253,12 @@ def _is_made_by_request() -> bool:
 async def _awaited_in(scope: RequestScope, wrapped: Wrapped, args: Any, kwargs: Any) -> Any:
     with scope:
         return await wrapped(*args, **kwargs)
+
+
+def _resend_count(http_request: Any) -> int:
+    """How often the SDK has sent this request again, as it tells the server."""
+    count = http_request.headers.get("x-stainless-retry-count", "")
+    return int(count) if count.isdecimal() else 0
 
 
 def _sent_ns(response: Any) -> int | None:
@@ -270,6 +308,7 @@ def _attach(invocation: Invocation, client: Any, response: Any) -> None:
     make_target = _TargetFactory(client, first.request) if _has_connection(response) else _no_target
     if not invocation.on_answer(make_target):
         return
+    invocation.on_headers(AnswerHeaders.from_raw(response.headers.raw))
     if _is_body_read(response):
         invocation.on_document(response.content)
     else:

@@ -42,6 +42,7 @@ class Patches:
             (_CLIENT, "AsyncAPIClient.request", http.async_request),
             (_CLIENT, "AsyncAPIClient._process_response", http.process_response),
             (_CLIENT, "BaseClient._make_status_error_from_response", http.make_status_error),
+            (_CLIENT, "BaseClient._calculate_retry_timeout", http.calculate_retry_timeout),
             (_CLIENT, "BaseClient.__init__", http.classes.client_made),
             ("openai._exceptions", "APIConnectionError.__init__", http.connection_error_made),
             ("opentelemetry.sdk.trace", "TracerProvider.shutdown", providers.shutdown),

@@ -10,6 +10,7 @@ from opentelemetry.util.types import AttributeValue
 
 from .._facts.outcome import Outcome
 from .._facts.request import Operation, ResponsesRequest, Server
+from .._facts.tools import ToolUsage
 from .._facts.usage import MissingReason, UsageSource
 from . import semconv as names
 from .record import Record
@@ -39,6 +40,7 @@ _USAGE_SPAN_NAMES: Final = (
     names.USAGE_MISSING_REASON,
     names.RETRIEVAL_ATTEMPTS,
     names.RETRIEVAL_DURATION,
+    names.COMPLETION_WINDOW,
 )
 
 
@@ -49,21 +51,28 @@ def start_attributes(request: ResponsesRequest) -> dict[str, AttributeValue]:
         value: Any = request[index]
         if value is not None:
             attributes[name] = value
+    if request.prompt is not None:
+        attributes |= without_none(
+            {names.PROMPT_NAME: request.prompt.name, names.PROMPT_VERSION: request.prompt.version}
+        )
     return attributes
 
 
 def end_attributes(record: Record) -> dict[str, AttributeValue]:
     """Return the attributes at the end of a span."""
-    response = record.response
+    response, is_fetch = record.response, record.request.is_fetch
     # A response that still runs in the background has no finish reason yet.
     has_finished = record.events or not response.is_running
     reason = record.ending.finish_reason(response) if has_finished else None
     attributes: dict[str, AttributeValue | None] = {
         names.RESPONSE_ID: response.id,
         names.RESPONSE_MODEL: response.model,
+        names.RESPONSE_STATUS: response.status if is_fetch else None,
         names.RESPONSE_FINISH_REASONS: (reason,) if reason else None,
         names.OPENAI_RESPONSE_SERVICE_TIER: response.service_tier,
-        names.RESPONSE_TIME_TO_FIRST_CHUNK: record.time_to_first_chunk_s,
+        names.RESPONSE_TIME_TO_FIRST_CHUNK: None if is_fetch else record.time_to_first_chunk_s,
+        names.CONVERSATION_COMPACTED: response.is_compacted or None,
+        names.RESEND_COUNT: record.resend_count or None,
         names.ERROR_TYPE: record.ending.error_type,
         **own_attributes(record),
         **_usage_attributes(record),
@@ -75,34 +84,49 @@ def own_attributes(record: Record) -> dict[str, AttributeValue | None]:
     """The attributes with names of this package."""
     attributes: dict[str, AttributeValue | None] = {
         names.STREAM_OUTCOME: record.ending.outcome.value,
-        names.RESPONSE_STATUS: record.response.status,
+        names.LAST_STATUS: record.response.status,
+        names.REQUEST_ID: record.request_id,
     }
     if record.request.streams or record.events:
         attributes[names.STREAM_EVENTS] = record.events
         attributes[names.STREAM_DELTAS] = sum(record.deltas.values())
     for kind, count in record.deltas.items():
         attributes[names.STREAM_DELTAS_BY_TYPE + kind] = count
-    if record.request.operation is Operation.CHAT:
+    if not record.request.is_fetch:
         attributes[names.USAGE_SOURCE] = record.source.value if record.source else None
         reason = record.missing_reason
         attributes[names.USAGE_MISSING_REASON] = reason.value if reason else None
+        attributes[names.COMPLETION_WINDOW] = record.request.completion_window
+        attributes[names.CACHE_MISS_REASON] = record.response.cache_miss_reason
+        if record.response.tools is not None:
+            attributes |= _tool_attributes(record.response.tools)
     if record.retrieval is not None:
         attributes[names.RETRIEVAL_ATTEMPTS] = record.retrieval.attempts
         attributes[names.RETRIEVAL_DURATION] = record.retrieval.duration_s
     return attributes
 
 
+def _tool_attributes(tools: ToolUsage) -> dict[str, AttributeValue | None]:
+    return {
+        names.TOOL_WEB_SEARCH_REQUESTS: tools.web_search_requests,
+        names.TOOL_IMAGE_INPUT_TOKENS: tools.image_input_tokens,
+        names.TOOL_IMAGE_OUTPUT_TOKENS: tools.image_output_tokens,
+        **{names.TOOL_CALLS_BY_TYPE + kind: count for kind, count in tools.calls},
+    }
+
+
 def _usage_attributes(record: Record) -> dict[str, AttributeValue | None]:
     """The counts of tokens, if they are known. A fetch has none: they belong to the call it fetches."""
     usage = record.usage
-    if usage is None or record.request.operation is not Operation.CHAT:
+    if usage is None or record.request.is_fetch:
         return {}
     return {
         names.USAGE_INPUT_TOKENS: usage.input_tokens,
         names.USAGE_OUTPUT_TOKENS: usage.output_tokens,
-        names.USAGE_CACHE_READ_INPUT_TOKENS: usage.cache_read_input_tokens,
-        names.USAGE_CACHE_WRITE_INPUT_TOKENS: usage.cache_write_input_tokens,
-        names.USAGE_REASONING_OUTPUT_TOKENS: usage.reasoning_output_tokens,
+        # The conventions leave a detail of zero out.
+        names.USAGE_CACHE_READ_INPUT_TOKENS: usage.cache_read_input_tokens or None,
+        names.USAGE_CACHE_WRITE_INPUT_TOKENS: usage.cache_write_input_tokens or None,
+        names.USAGE_REASONING_OUTPUT_TOKENS: usage.reasoning_output_tokens or None,
     }
 
 
@@ -114,7 +138,9 @@ def usage_span_attributes(record: Record) -> dict[str, AttributeValue | None]:
         names.REQUEST_MODEL: record.request.model,
         names.RESPONSE_ID: record.response.id,
         names.RESPONSE_MODEL: record.response.model,
+        names.OPENAI_RESPONSE_SERVICE_TIER: record.response.service_tier,
         **{name: own.get(name) for name in _USAGE_SPAN_NAMES},
+        **(_tool_attributes(record.response.tools) if record.response.tools is not None else {}),
         **_usage_attributes(record),
     }
 
@@ -124,6 +150,14 @@ def without_none(attributes: Mapping[str, AttributeValue | None]) -> dict[str, A
     return {name: value for name, value in attributes.items() if value is not None}
 
 
+def token_attributes(
+    common: dict[str, AttributeValue], service_tier: str | None, completion_window: str | None = None
+) -> dict[str, AttributeValue]:
+    """Return the common attributes, with what else decides the price."""
+    more = {names.OPENAI_RESPONSE_SERVICE_TIER: service_tier, names.COMPLETION_WINDOW: completion_window}
+    return {**common, **without_none(more)}
+
+
 # Cached, since most calls of a process have the same values. Callers must copy the result.
 
 
@@ -131,9 +165,10 @@ def without_none(attributes: Mapping[str, AttributeValue | None]) -> dict[str, A
 def _fixed_attributes(
     operation: Operation, server: Server, model: str | None, streams: bool
 ) -> dict[str, AttributeValue]:
+    is_fetch = operation is Operation.FETCH_RESPONSE  # which always streams
     return {
         **common_attributes(operation, server, model),
-        names.REQUEST_STREAM: streams,
+        **({names.REQUEST_STREAM: True} if streams and not is_fetch else {}),
         names.OPENAI_API_TYPE: _API_TYPE,
     }
 
@@ -171,3 +206,9 @@ def call_attributes(
             names.USAGE_MISSING_REASON: missing_reason.value if missing_reason else None,
         }
     )
+
+
+@functools.lru_cache(maxsize=128)
+def model_attributes(provider: str, model: str | None) -> dict[str, AttributeValue]:
+    """Return the attributes of the counters that tell providers and models apart, and nothing else."""
+    return without_none({names.PROVIDER_NAME: provider, names.REQUEST_MODEL: model})

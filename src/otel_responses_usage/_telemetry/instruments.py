@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
 
 from opentelemetry import metrics
 from opentelemetry.context import Context
 from opentelemetry.util.types import AttributeValue
 
-from .._facts.request import Operation
+from .._facts.headers import RateLimit
+from .._facts.request import ResponsesRequest
+from .._facts.tools import ToolUsage
+from .._facts.usage import Usage
 from . import semconv as names
-from .attributes import call_attributes, without_none
-from .record import Record
+from .attributes import call_attributes, model_attributes, without_none
+from .record import Record, UncountedCall
 
 _RecordPoint: TypeAlias = Callable[[int, dict[str, AttributeValue], Context], None]
+
+_IMAGE_GENERATION: Final = "image_generation_call"
+# A server names the types of its tools. Each type makes series of metrics.
+_MAX_TOOL_TYPES: Final = 100
+_OTHER_TYPE: Final = "other"
 
 
 class GenAIInstruments:
     """The instruments for times and tokens of one generation of the conventions."""
 
-    def __init__(self, meter: metrics.Meter, generation: names.Generation) -> None:
+    def __init__(self, meter: metrics.Meter, generation: names.Generation, *, has_fetches: bool) -> None:
+        """Make the instruments.
+
+        Args:
+            meter: Makes them.
+            generation: Their names.
+            has_fetches: Whether fetches are recorded here, and not by another generation.
+
+        """
         self.is_current = generation is names.CURRENT
-        self._duration = meter.create_histogram(
-            generation.duration,
-            unit="s",
-            description="GenAI operation duration.",
-            explicit_bucket_boundaries_advisory=names.DURATION_BUCKETS_S,
-        )
+        durations = {
+            name: meter.create_histogram(
+                name,
+                unit="s",
+                description="GenAI operation duration.",
+                explicit_bucket_boundaries_advisory=names.DURATION_BUCKETS_S,
+            )
+            for name in {generation.duration, *((generation.fetch_duration,) if has_fetches else ())}
+        }
+        self._duration = durations[generation.duration]
+        self._fetch_duration = durations[generation.fetch_duration] if has_fetches else None
         self._time_to_first_chunk = meter.create_histogram(
             generation.time_to_first_chunk,
             unit="s",
@@ -38,7 +59,7 @@ class GenAIInstruments:
             generation.time_per_output_chunk,
             unit="s",
             description="Time between the pieces of a streamed answer.",
-            explicit_bucket_boundaries_advisory=names.CHUNK_BUCKETS_S,
+            explicit_bucket_boundaries_advisory=names.DURATION_BUCKETS_S,
         )
         recorders: dict[str, _RecordPoint] = {}
         for metric in generation.tokens:
@@ -54,22 +75,22 @@ class GenAIInstruments:
         context: Context,
     ) -> None:
         """Record the duration and the chunk times of a call."""
-        self._duration.record((record.end_ns - record.start_ns) / 1e9, with_error, context)
-        if record.request.operation is not Operation.CHAT:
+        duration = self._fetch_duration if record.request.is_fetch else self._duration
+        if duration is not None:
+            duration.record((record.end_ns - record.start_ns) / 1e9, with_error, context)
+        if record.request.is_fetch:
             return  # the chunks of a fetch belong to the original call
         if record.time_to_first_chunk_s is not None:
             self._time_to_first_chunk.record(record.time_to_first_chunk_s, common, context)
         for gap_s in record.gaps_s:
             self._time_per_output_chunk.record(gap_s, common, context)
 
-    def record_tokens(self, record: Record, common: dict[str, AttributeValue], context: Context) -> None:
-        """Record the tokens of a call, if they are known. A fetch generates no tokens."""
-        if record.usage is None or record.request.operation is not Operation.CHAT:
-            return
+    def record_tokens(self, usage: Usage, attributes: dict[str, AttributeValue], context: Context) -> None:
+        """Record the tokens of a call."""
         for metric, record_tokens in self._tokens:
-            tokens = getattr(record.usage, metric.field)
+            tokens = getattr(usage, metric.field)
             if tokens is not None:
-                record_tokens(tokens, {**common, **metric.attributes}, context)
+                record_tokens(tokens, {**attributes, **metric.attributes}, context)
 
 
 def _token_recorder(meter: metrics.Meter, metric: names.TokenMetric) -> _RecordPoint:
@@ -115,6 +136,41 @@ class OwnInstruments:
             description="Faults of the instrumentation itself.",
         )
 
+        self._late_usage = meter.create_counter(
+            names.METRIC_LATE_USAGE,
+            unit="{call}",
+            description="Calls whose usage the application was shown after they had been recorded.",
+        )
+        self._tool_calls = meter.create_counter(
+            names.METRIC_TOOL_CALLS,
+            unit="{call}",
+            description="Output items that hosted tools made.",
+        )
+        self._web_search_requests = meter.create_counter(
+            names.METRIC_WEB_SEARCH_REQUESTS,
+            unit="{request}",
+            description="Web searches that are billed.",
+        )
+        self._tool_tokens = meter.create_counter(
+            names.METRIC_TOOL_TOKENS,
+            unit="{token}",
+            description="Tokens of hosted tools, which are not part of the usage of a call.",
+        )
+        self._retries = meter.create_counter(
+            names.METRIC_RETRIES,
+            unit="{retry}",
+            description="Requests that the SDK sent again.",
+        )
+        self._rate_limit_remaining = meter.create_gauge(
+            names.METRIC_RATE_LIMIT_REMAINING,
+            description="What was left of a rate limit at the last answer, in tokens or requests.",
+        )
+        self._rate_limit = meter.create_gauge(
+            names.METRIC_RATE_LIMIT_LIMIT,
+            description="A rate limit as the last answer told it, in tokens or requests.",
+        )
+        self._tool_types: dict[str, None] = {}
+
     @property
     def are_recorded(self) -> bool:
         """Whether a meter provider is set that records."""
@@ -125,7 +181,10 @@ class OwnInstruments:
     def record(self, record: Record, context: Context) -> None:
         """Record an ended call."""
         request = record.request
-        if request.operation is not Operation.CHAT:
+        if record.resend_count:
+            attributes = model_attributes(request.server.provider, request.model)
+            self._retries.add(record.resend_count, {**attributes}, context)
+        if request.is_fetch:
             return
         attributes = call_attributes(
             record.ending.outcome,
@@ -143,6 +202,43 @@ class OwnInstruments:
                 context,
             )
 
+    def record_tools(self, tools: ToolUsage, provider: str, model: str | None, context: Context) -> None:
+        """Record the use of hosted tools in one response. A count of zero makes no point."""
+        common = model_attributes(provider, model)
+        for kind, count in tools.calls:
+            self._tool_calls.add(count, {**common, names.TOOL_TYPE: self._tool_type(kind)}, context)
+        if tools.web_search_requests:
+            self._web_search_requests.add(tools.web_search_requests, {**common}, context)
+        image_tokens = {"input": tools.image_input_tokens, "output": tools.image_output_tokens}
+        for token_type, tokens in image_tokens.items():
+            if tokens:
+                attributes = {**common, names.TOOL_TYPE: _IMAGE_GENERATION, names.TOKEN_TYPE: token_type}
+                self._tool_tokens.add(tokens, attributes, context)
+
+    def record_rate_limits(
+        self, limits: Sequence[RateLimit], request: ResponsesRequest, context: Context
+    ) -> None:
+        """Record the rate limits that the headers of an answer told."""
+        server = request.server
+        for kind, limit, remaining in limits:
+            attributes = {
+                **model_attributes(server.provider, request.model),
+                **without_none({names.SERVER_ADDRESS: server.address, names.SERVER_PORT: server.port}),
+                names.RATE_LIMIT_TYPE: kind,
+            }
+            if limit is not None:
+                self._rate_limit.set(limit, attributes, context)
+            if remaining is not None:
+                self._rate_limit_remaining.set(remaining, attributes, context)
+
+    def count_late_usage(self, call: UncountedCall, context: Context) -> None:
+        """Count a call whose usage became known after it had been recorded."""
+        attributes = {
+            **model_attributes(call.server.provider, call.model),
+            names.USAGE_MISSING_REASON: call.missing_reason.value,
+        }
+        self._late_usage.add(1, attributes, context)
+
     def add_pending(self, change: int, context: Context) -> None:
         """Add to the number of calls that wait for their usage."""
         self._pending.add(change, None, context)
@@ -156,3 +252,11 @@ class OwnInstruments:
     def count_fault(self) -> None:
         """Count one error of the instrumentation itself."""
         self._faults.add(1)
+
+    def _tool_type(self, kind: str) -> str:
+        """Return the type, or `other` if there are too many."""
+        if kind not in self._tool_types:
+            if len(self._tool_types) >= _MAX_TOOL_TYPES:
+                return _OTHER_TYPE
+            self._tool_types[kind] = None
+        return kind

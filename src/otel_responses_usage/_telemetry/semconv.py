@@ -9,15 +9,20 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
-SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
+# The one that OpenTelemetry's own GenAI instrumentations use.
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.37.0"
 
 ERROR_TYPE: Final = "error.type"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
+RESEND_COUNT: Final = "http.request.resend_count"
 
 OPERATION_NAME: Final = "gen_ai.operation.name"
 PROVIDER_NAME: Final = "gen_ai.provider.name"
 CONVERSATION_ID: Final = "gen_ai.conversation.id"
+CONVERSATION_COMPACTED: Final = "gen_ai.conversation.compacted"
+PROMPT_NAME: Final = "gen_ai.prompt.name"
+PROMPT_VERSION: Final = "gen_ai.prompt.version"
 OUTPUT_TYPE: Final = "gen_ai.output.type"
 
 REQUEST_MODEL: Final = "gen_ai.request.model"
@@ -31,6 +36,7 @@ REQUEST_PREVIOUS_RESPONSE_ID: Final = "gen_ai.request.previous_response.id"
 
 RESPONSE_ID: Final = "gen_ai.response.id"
 RESPONSE_MODEL: Final = "gen_ai.response.model"
+RESPONSE_STATUS: Final = "gen_ai.response.status"
 RESPONSE_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
 RESPONSE_TIME_TO_FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"
 
@@ -50,7 +56,16 @@ STREAM_OUTCOME: Final = "openai_responses.stream.outcome"
 STREAM_EVENTS: Final = "openai_responses.stream.events"
 STREAM_DELTAS: Final = "openai_responses.stream.deltas"
 STREAM_DELTAS_BY_TYPE: Final = "openai_responses.stream.deltas_by_type."
-RESPONSE_STATUS: Final = "openai_responses.response.status"
+LAST_STATUS: Final = "openai_responses.response.status"
+REQUEST_ID: Final = "openai_responses.request_id"
+COMPLETION_WINDOW: Final = "openai_responses.request.completion_window"
+CACHE_MISS_REASON: Final = "openai_responses.prompt_cache.miss_reason"
+TOOL_CALLS_BY_TYPE: Final = "openai_responses.tool.calls."
+TOOL_WEB_SEARCH_REQUESTS: Final = "openai_responses.tool.web_search.requests"
+TOOL_IMAGE_INPUT_TOKENS: Final = "openai_responses.tool.image_generation.input_tokens"
+TOOL_IMAGE_OUTPUT_TOKENS: Final = "openai_responses.tool.image_generation.output_tokens"
+TOOL_TYPE: Final = "openai_responses.tool.type"
+RATE_LIMIT_TYPE: Final = "openai_responses.rate_limit.type"
 USAGE_SOURCE: Final = "openai_responses.usage.source"
 USAGE_MISSING_REASON: Final = "openai_responses.usage.missing_reason"
 RETRIEVAL_ATTEMPTS: Final = "openai_responses.retrieval.attempts"
@@ -58,6 +73,13 @@ RETRIEVAL_DURATION: Final = "openai_responses.retrieval.duration"
 RETRIEVAL_RESULT: Final = "openai_responses.retrieval.result"
 
 METRIC_CALLS: Final = "openai_responses.calls"
+METRIC_LATE_USAGE: Final = "openai_responses.late_usage"
+METRIC_TOOL_CALLS: Final = "openai_responses.tool.calls"
+METRIC_WEB_SEARCH_REQUESTS: Final = "openai_responses.tool.web_search.requests"
+METRIC_TOOL_TOKENS: Final = "openai_responses.tool.tokens"
+METRIC_RETRIES: Final = "openai_responses.retries"
+METRIC_RATE_LIMIT_REMAINING: Final = "openai_responses.rate_limit.remaining"
+METRIC_RATE_LIMIT_LIMIT: Final = "openai_responses.rate_limit.limit"
 METRIC_RETRIEVAL_DURATION: Final = "openai_responses.retrieval.duration"
 METRIC_PENDING: Final = "openai_responses.pending"
 METRIC_OPEN_CIRCUITS: Final = "openai_responses.retrieval.open_circuits"
@@ -66,10 +88,6 @@ METRIC_FAULTS: Final = "openai_responses.faults"
 # Bucket boundaries of the conventions.
 DURATION_BUCKETS_S: Final = (
     0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
-)  # fmt: skip
-# Bucket boundaries of the conventions for the time between chunks.
-CHUNK_BUCKETS_S: Final = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
 )  # fmt: skip
 TOKEN_BUCKETS: Final = (
     1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864,
@@ -96,6 +114,7 @@ class Generation(NamedTuple):
     """The metric names of one generation of the GenAI conventions."""
 
     duration: str
+    fetch_duration: str
     time_to_first_chunk: str
     time_per_output_chunk: str
     tokens: tuple[TokenMetric, ...]
@@ -103,6 +122,7 @@ class Generation(NamedTuple):
 
 CURRENT: Final = Generation(
     duration="gen_ai.client.operation.duration",
+    fetch_duration="gen_ai.client.operation.duration",
     time_to_first_chunk="gen_ai.client.operation.time_to_first_chunk",
     time_per_output_chunk="gen_ai.client.operation.time_per_output_chunk",
     tokens=tuple(
@@ -114,6 +134,7 @@ CURRENT: Final = Generation(
 )
 NEXT: Final = Generation(
     duration="gen_ai.client.inference.duration",
+    fetch_duration="gen_ai.client.operation.duration",  # a fetch is no inference
     time_to_first_chunk="gen_ai.client.inference.time_to_first_chunk",
     time_per_output_chunk="gen_ai.client.inference.time_per_output_chunk",
     tokens=(

@@ -9,20 +9,23 @@ from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode
 
 from .. import _fault
+from .._facts.headers import RateLimit
 from .._facts.outcome import Outcome
 from .._facts.request import ResponsesRequest
+from .._facts.response import Response
 from . import semconv as names
 from .attributes import (
     common_attributes,
     end_attributes,
     own_attributes,
     start_attributes,
+    token_attributes,
     usage_span_attributes,
     without_none,
 )
 from .instruments import GenAIInstruments, OwnInstruments
 from .neighbour import CallSpan, Neighbour
-from .record import Record
+from .record import Record, UncountedCall
 
 
 class Telemetry:
@@ -36,7 +39,10 @@ class Telemetry:
     ) -> None:
         self._tracer = tracer
         self._has_sdk = False
-        self._instruments = [GenAIInstruments(meter, generation) for generation in generations]
+        self._instruments = [
+            GenAIInstruments(meter, generation, has_fetches=generation is generations[0])
+            for generation in generations
+        ]
         self._own_instruments = OwnInstruments(meter)
 
     def start(
@@ -85,6 +91,12 @@ class Telemetry:
         """Add `change` to the number of calls that wait for their usage."""
         _run_step(self._own_instruments.add_pending, change, _context_of(call_span.span))
 
+    def record_rate_limits(
+        self, limits: Sequence[RateLimit], request: ResponsesRequest, call_span: CallSpan
+    ) -> None:
+        """Record the rate limits that the headers of an answer told."""
+        _run_step(self._own_instruments.record_rate_limits, limits, request, _context_of(call_span.span))
+
     def count_circuit(self, address: str, port: int | None, change: int) -> None:
         """Add `change` to the number of open circuits: 1 if one opens, -1 if one closes."""
         self._own_instruments.count_circuit(address, port, change)
@@ -114,6 +126,30 @@ class Telemetry:
         finally:
             detach(token)
 
+    def record_late_usage(self, call: UncountedCall, response: Response) -> None:
+        """Record the usage of a call whose span has ended without it.
+
+        Args:
+            call: The call.
+            response: Its response, with its usage.
+
+        """
+        token = attach(Context())
+        try:
+            _run_step(self._record_late_metrics, call, response, _context_of(call.span))
+        finally:
+            detach(token)
+
+    def _record_late_metrics(self, call: UncountedCall, response: Response, context: Context) -> None:
+        common = common_attributes(call.operation, call.server, call.model, response.model)
+        attributes = token_attributes(common, response.service_tier, call.completion_window)
+        if response.usage is not None:
+            for instruments in self._instruments:
+                instruments.record_tokens(response.usage, attributes, context)
+        if response.tools is not None and not call.has_tools:
+            self._own_instruments.record_tools(response.tools, call.server.provider, call.model, context)
+        self._own_instruments.count_late_usage(call, context)
+
     def _add_to_neighbour(self, span: Span, record: Record, neighbour: Neighbour, is_told: bool) -> None:
         """Write what the neighbour does not know: on its span, and in a span of its own below that."""
         if record.is_refused:
@@ -138,18 +174,23 @@ class Telemetry:
     def _record_metrics(
         self, record: Record, context: Context, neighbour: Neighbour | None, is_told: bool
     ) -> None:
-        request, ending = record.request, record.ending
-        common = {
-            **common_attributes(request.operation, request.server, request.model, record.response.model)
-        }
-        with_error = common | {names.ERROR_TYPE: ending.error_type} if ending.error_type else common
+        request, response, error_type = record.request, record.response, record.ending.error_type
+        common = {**common_attributes(request.operation, request.server, request.model, response.model)}
+        of_tokens = token_attributes(common, response.service_tier, request.completion_window)
+        of_duration = token_attributes(common, response.service_tier)
+        if error_type:
+            of_duration[names.ERROR_TYPE] = error_type
         for instruments in self._instruments:
             other = neighbour if instruments.is_current else None  # neighbours use the current names
             if other is None or not other.records_times:
-                instruments.record_times(record, common, with_error, context)
-            if other is None or not (is_told and other.records_tokens):
-                instruments.record_tokens(record, common, context)
+                instruments.record_times(record, common, of_duration, context)
+            is_left_to_other = other is not None and is_told and other.records_tokens
+            if record.usage is not None and not request.is_fetch and not is_left_to_other:
+                instruments.record_tokens(record.usage, of_tokens, context)
         self._own_instruments.record(record, context)
+        if response.tools is not None and not request.is_fetch:
+            provider = request.server.provider
+            self._own_instruments.record_tools(response.tools, provider, request.model, context)
 
 
 def _is_told(neighbour: Neighbour, record: Record) -> bool:

@@ -1,0 +1,84 @@
+"""Responses that the application itself fetches: their usage counts if it is not known yet."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Final
+
+from .._facts.request import Server
+from .._facts.response import Response
+from .._lookup.job import Job
+from .._lookup.recovery import Recovery
+from .._telemetry.record import UncountedCall
+from .._telemetry.telemetry import Telemetry
+
+_MAX_CALLS: Final = 10_000
+_KEPT_S: Final = 24 * 3600.0
+
+
+class Observation:
+    """Uses the responses that the application fetches, resumes or cancels.
+
+    If a call waits for such a response, it gets the usage. If the call was recorded without usage, its
+    points are recorded now, once. For that some facts of such calls are kept: no content, no credentials.
+    Any thread may call any method. Only single operations of `dict` touch the table, so it needs no lock.
+    """
+
+    def __init__(self, recovery: Recovery, telemetry: Telemetry) -> None:
+        self._recovery = recovery
+        self._telemetry = telemetry
+        # The oldest is the first. The number is when it is dropped, by `time.monotonic`.
+        self._uncounted: dict[tuple[Server, str], tuple[float, UncountedCall]] = {}
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether any call lacks its usage."""
+        return bool(self._uncounted) or self._recovery.is_waiting
+
+    def awaits(self, server: Server, response_id: str) -> bool:
+        """Whether a call lacks the usage of this response of this server."""
+        return (server, response_id) in self._uncounted or self._recovery.awaits(server, response_id)
+
+    def observe(self, server: Server, response: Response) -> None:
+        """Use a response that the application was shown, if it has ended and tells its usage."""
+        if response.id is None or response.usage is None or not response.has_ended:
+            return
+        if not self._recovery.observe(server, response):
+            self._count_late(server, response)
+
+    def keep(self, response_id: str, call: UncountedCall, job: Job | None) -> None:
+        """Keep a call that was recorded without usage.
+
+        Args:
+            response_id: The id of its response.
+            call: What is needed to count it later.
+            job: Its look-up, if there was one.
+
+        """
+        now_s = time.monotonic()
+        self._uncounted.setdefault((call.server, response_id), (now_s + _KEPT_S, call))
+        self._drop_oldest(now_s)
+        # The application may have been shown the response while the look-up ended.
+        if job is not None and job.shown is not None:
+            self._count_late(call.server, job.shown)
+
+    def clear(self) -> None:
+        """Forget all calls. In a forked child: the parent process counts them."""
+        self._uncounted = {}
+
+    def _count_late(self, server: Server, response: Response) -> None:
+        # Only one thread gets the entry.
+        drop_at_s, call = self._uncounted.pop((server, str(response.id)), (0.0, None))
+        if call is not None and time.monotonic() < drop_at_s:
+            self._telemetry.record_late_usage(call, response)
+
+    def _drop_oldest(self, now_s: float) -> None:
+        # Another thread may change the table meanwhile. Then the next call drops what is left.
+        with contextlib.suppress(RuntimeError, StopIteration, KeyError):
+            while True:
+                key = next(iter(self._uncounted))
+                drop_at_s, _ = self._uncounted[key]
+                if len(self._uncounted) <= _MAX_CALLS and now_s < drop_at_s:
+                    break
+                self._uncounted.pop(key, None)
