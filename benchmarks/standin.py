@@ -11,7 +11,28 @@ from collections.abc import AsyncIterator, Iterator
 from types import ModuleType
 from typing import Any
 
-HEADERS = {"content-type": "text/event-stream; charset=utf-8"}
+
+class Headers(dict[str, str]):
+    """The headers of an answer, of which the HTTP library has names and values as bytes, too."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "date": "Mon, 30 Nov 2026 10:00:00 GMT",
+                "content-type": "text/event-stream; charset=utf-8",
+                "transfer-encoding": "chunked",
+                "connection": "keep-alive",
+                "openai-version": "2020-10-01",
+                "x-request-id": "req_0f3e4a5b6c7d8e9f",
+                "openai-processing-ms": "87",
+                "server": "cloudflare",
+                "cf-ray": "8f0a1b2c3d4e5f60-FRA",
+            }
+        )
+        self.raw = [(name.encode(), value.encode()) for name, value in self.items()]
+
+
+HEADERS = Headers()
 
 
 class URL:

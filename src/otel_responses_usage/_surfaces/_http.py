@@ -128,13 +128,13 @@ class HttpSurface:
         if invocation is not None:
             invocation.on_resend(delay_s=delay_s)
             if response_headers is not None:
-                invocation.on_refusal(AnswerHeaders.from_raw(response_headers.raw))
+                invocation.on_refusal(_facts_of(response_headers))
 
     @_fault.catch_and_report("looking at a refusal")
     def _on_refusal(self, error: Any) -> None:
         invocation = current_scope.get().invocation
         if invocation is not None:
-            invocation.on_headers(AnswerHeaders.from_raw(error.response.headers.raw))
+            invocation.on_headers(_facts_of(error.response.headers))
 
     def connection_error_made(self, wrapped: Wrapped, error: Any, args: Any, kwargs: Any) -> Any:
         """Make the error of a call without an answer. If the call was not seen, it is recorded here."""
@@ -255,6 +255,11 @@ async def _awaited_in(scope: RequestScope, wrapped: Wrapped, args: Any, kwargs: 
         return await wrapped(*args, **kwargs)
 
 
+def _facts_of(headers: Any) -> AnswerHeaders:
+    """Return the facts in the headers of an answer. Headers of another type have none."""
+    return AnswerHeaders.from_raw(getattr(headers, "raw", ()))
+
+
 def _resend_count(http_request: Any) -> int:
     """How often the SDK has sent this request again, as it tells the server."""
     count = http_request.headers.get("x-stainless-retry-count", "")
@@ -308,7 +313,7 @@ def _attach(invocation: Invocation, client: Any, response: Any) -> None:
     make_target = _TargetFactory(client, first.request) if _has_connection(response) else _no_target
     if not invocation.on_answer(make_target):
         return
-    invocation.on_headers(AnswerHeaders.from_raw(response.headers.raw))
+    invocation.on_headers(_facts_of(response.headers))
     if _is_body_read(response):
         invocation.on_document(response.content)
     else:

@@ -150,14 +150,6 @@ def without_none(attributes: Mapping[str, AttributeValue | None]) -> dict[str, A
     return {name: value for name, value in attributes.items() if value is not None}
 
 
-def token_attributes(
-    common: dict[str, AttributeValue], service_tier: str | None, completion_window: str | None = None
-) -> dict[str, AttributeValue]:
-    """Return the common attributes, with what else decides the price."""
-    more = {names.OPENAI_RESPONSE_SERVICE_TIER: service_tier, names.COMPLETION_WINDOW: completion_window}
-    return {**common, **without_none(more)}
-
-
 # Cached, since most calls of a process have the same values. Callers must copy the result.
 
 
@@ -175,8 +167,14 @@ def _fixed_attributes(
 
 @functools.lru_cache(maxsize=128)
 def common_attributes(
-    operation: Operation, server: Server, requested_model: str | None, model: str | None = None
+    operation: Operation,
+    server: Server,
+    requested_model: str | None,
+    model: str | None = None,
+    service_tier: str | None = None,
+    completion_window: str | None = None,
 ) -> dict[str, AttributeValue]:
+    """Return what spans and points have in common, and what decides the price if it is given."""
     return without_none(
         {
             names.OPERATION_NAME: operation.value,
@@ -185,6 +183,8 @@ def common_attributes(
             names.RESPONSE_MODEL: model,
             names.SERVER_ADDRESS: server.address,
             names.SERVER_PORT: server.port,
+            names.OPENAI_RESPONSE_SERVICE_TIER: service_tier,
+            names.COMPLETION_WINDOW: completion_window,
         }
     )
 

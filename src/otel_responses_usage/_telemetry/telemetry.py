@@ -19,7 +19,6 @@ from .attributes import (
     end_attributes,
     own_attributes,
     start_attributes,
-    token_attributes,
     usage_span_attributes,
     without_none,
 )
@@ -141,8 +140,8 @@ class Telemetry:
             detach(token)
 
     def _record_late_metrics(self, call: UncountedCall, response: Response, context: Context) -> None:
-        common = common_attributes(call.operation, call.server, call.model, response.model)
-        attributes = token_attributes(common, response.service_tier, call.completion_window)
+        key = (call.operation, call.server, call.model, response.model)
+        attributes = common_attributes(*key, response.service_tier, call.completion_window)
         if response.usage is not None:
             for instruments in self._instruments:
                 instruments.record_tokens(response.usage, attributes, context)
@@ -175,9 +174,9 @@ class Telemetry:
         self, record: Record, context: Context, neighbour: Neighbour | None, is_told: bool
     ) -> None:
         request, response, error_type = record.request, record.response, record.ending.error_type
-        common = {**common_attributes(request.operation, request.server, request.model, response.model)}
-        of_tokens = token_attributes(common, response.service_tier, request.completion_window)
-        of_duration = token_attributes(common, response.service_tier)
+        key, tier = (request.operation, request.server, request.model, response.model), response.service_tier
+        common, of_duration = {**common_attributes(*key)}, {**common_attributes(*key, tier)}
+        of_tokens = common_attributes(*key, tier, request.completion_window)
         if error_type:
             of_duration[names.ERROR_TYPE] = error_type
         for instruments in self._instruments:
