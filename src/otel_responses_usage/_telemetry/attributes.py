@@ -71,7 +71,7 @@ def end_attributes(record: Record) -> dict[str, AttributeValue]:
         names.RESPONSE_FINISH_REASONS: (reason,) if reason else None,
         names.OPENAI_RESPONSE_SERVICE_TIER: response.service_tier,
         names.RESPONSE_TIME_TO_FIRST_CHUNK: None if is_fetch else record.time_to_first_chunk_s,
-        names.CONVERSATION_COMPACTED: response.is_compacted or None,
+        names.CONVERSATION_COMPACTED: (response.is_compacted and not is_fetch) or None,
         names.RESEND_COUNT: record.resend_count or None,
         names.ERROR_TYPE: record.ending.error_type,
         **own_attributes(record),
