@@ -126,6 +126,7 @@ def test_an_early_end_adds_one_span_below_the_one_that_is_there(
         "gen_ai.provider.name": "openai",
         "gen_ai.request.model": MODEL,
         "gen_ai.response.id": attributes["gen_ai.response.id"],
+        "openai.response.service_tier": "default",
         "openai_responses.stream.outcome": "closed",
         "openai_responses.usage.source": "retrieval",
         "openai_responses.retrieval.attempts": 1,

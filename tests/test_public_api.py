@@ -72,8 +72,8 @@ def test_every_field_is_explained(name: str) -> None:
         (
             MissingReason,
             """
-            no_response_id not_stored not_found unauthorized unsupported no_usage timeout transport_error
-            overload circuit_open disabled shutdown
+            no_response_id not_stored deferred not_found unauthorized unsupported no_usage timeout
+            transport_error overload circuit_open disabled shutdown
             """,
         ),
         (
