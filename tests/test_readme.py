@@ -44,7 +44,7 @@ ATTRIBUTES = {
     for constant, name in NAMES.items()
     if not constant.startswith("METRIC_")
 }
-NAME = re.compile(r"(?<![\w.-])(?:gen_ai|openai|openai_responses|server|error|http)\.[a-z_.]*[a-z_*]")
+NAME = re.compile(r"(?<![\w.-])(?:gen_ai|openai|openai_responses|server|error|http|network)\.[a-z_.]*[a-z_*]")
 
 
 def table(first_heading: str) -> list[list[str]]:

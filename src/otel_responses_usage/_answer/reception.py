@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .. import _fault
 from .._facts.outcome import Ending, Outcome
@@ -15,7 +15,7 @@ class Reception:
     """Reads the pieces of one answer in the order in which they arrive.
 
     The transport decides the size of a piece. A piece of an HTTP body is any number of bytes. A transport
-    with whole events passes its own reader to the constructor. No method raises.
+    with whole events passes its own kind of reader to the constructor. No method raises.
 
     Attributes:
         state: The facts that have been read so far.
@@ -26,8 +26,9 @@ class Reception:
 
     __slots__ = ("_first_bytes", "_is_reading", "_reader", "_remainder", "read_fast", "state")
 
-    def __init__(self, reader: BodyReader | None = None) -> None:
+    def __init__(self, make_reader: Callable[[AnswerState], BodyReader] | None = None) -> None:
         self.state = AnswerState()
+        reader = None if make_reader is None else make_reader(self.state)
         self.read_fast = read_nothing if reader is None else reader.feed_repeat
         self._reader = reader  # `None` until the first bytes decide the type of the body
         self._first_bytes = b""  # the first bytes of a byte order mark

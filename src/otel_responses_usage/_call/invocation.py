@@ -8,10 +8,11 @@ from functools import partial
 from typing import Final
 
 from .. import _fault
+from .._answer.message import MessageReader
 from .._answer.reception import Reception
 from .._facts.headers import AnswerHeaders
 from .._facts.outcome import ABANDONED, CANCELLED, CLOSED, EXIT, TRUNCATED, Ending, Outcome
-from .._facts.request import ResponsesRequest
+from .._facts.request import WEBSOCKET, ResponsesRequest
 from .._facts.response import error_code
 from .._facts.usage import UsageSource
 from .._telemetry.neighbour import CallSpan
@@ -60,7 +61,7 @@ class Invocation:
         self._start_ns = start_ns
         self._wall_clock_offset_ns = time.time_ns() - time.perf_counter_ns()
         self._services = services
-        self._reception = Reception()
+        self._reception = Reception(MessageReader if request.protocol == WEBSOCKET else None)
         self._make_target: MakeTarget | None = None
         self._has_document = False
         self._has_left = False
@@ -84,6 +85,16 @@ class Invocation:
     def response(self) -> object:
         """The HTTP response, as long as the application holds it."""
         return self.response_ref() if self.response_ref is not None else None
+
+    @property
+    def request(self) -> ResponsesRequest:
+        """The parameters of the call."""
+        return self._request
+
+    @property
+    def response_id(self) -> str | None:
+        """The id of its response, if it is known."""
+        return self._reception.state.response.id
 
     @property
     def read_fast(self) -> Callable[[bytes], bool]:
@@ -135,6 +146,12 @@ class Invocation:
         if ending is not None:
             self.finish(ending)
         return consumed
+
+    def on_message(self, message: bytes) -> None:
+        """Read the next message of a WebSocket. An error event ends the call, too."""
+        self.on_piece(message)
+        if not self._ended and (error := self._reception.stream_error):
+            self.finish(error)
 
     def on_remainder(self) -> None:
         """Read the remainder of the last piece.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from opentelemetry.trace import INVALID_SPAN
+from opentelemetry.trace import INVALID_SPAN, SpanContext
 
 from .._config import Config
 from .._facts.request import ResponsesRequest
@@ -56,7 +56,11 @@ class Ledger:
         return not self._closed and self._telemetry.has_sdk
 
     def open(
-        self, request: ResponsesRequest, neighbour: Neighbour | None = None, start_ns: int | None = None
+        self,
+        request: ResponsesRequest,
+        neighbour: Neighbour | None = None,
+        start_ns: int | None = None,
+        link: SpanContext | None = None,
     ) -> Invocation | None:
         """Start a call. Returns `None` if it would not be recorded, or if the ledger is closed.
 
@@ -64,6 +68,7 @@ class Ledger:
             request: The parameters of the call.
             neighbour: Who else has a span of this call.
             start_ns: When it began, in nanoseconds of the wall clock; now by default.
+            link: The context of the span of a call that led to this one.
 
         """
         if self._closed:
@@ -73,7 +78,7 @@ class Ledger:
                 self._callbacks_before_next_call.pop()()
         start_ns = start_ns or time.time_ns()
         has_span = self._makes_chat_spans or request.is_fetch
-        call_span = self._telemetry.start(request, start_ns, neighbour, has_span=has_span)
+        call_span = self._telemetry.start(request, start_ns, neighbour, has_span=has_span, link=link)
         if not self._telemetry.is_recorded(call_span):
             return None
         invocation = Invocation(request, call_span, start_ns, self._services)

@@ -42,6 +42,8 @@ _PROVIDERS: Final = (
 _PORTS: Final = {"https": 443, "http": 80}
 _MAX_WINDOW_LENGTH: Final = 8
 
+WEBSOCKET: Final = "websocket"
+
 
 class Server(NamedTuple):
     """The server that a call is sent to."""
@@ -64,7 +66,10 @@ class Prompt(NamedTuple):
 
 
 class ResponsesRequest(NamedTuple):
-    """The parameters of one call, as sent. A parameter that the application did not set is `None`."""
+    """The parameters of one call, as sent. A parameter that the application did not set is `None`.
+
+    `protocol` is `None` for HTTP, and `lane` for the default lane of a WebSocket.
+    """
 
     operation: Operation
     server: Server
@@ -84,6 +89,9 @@ class ResponsesRequest(NamedTuple):
     service_tier: str | None = None
     completion_window: str | None = None
     prompt: Prompt | None = None
+    protocol: str | None = None
+    lane: str | None = None
+    generate: bool | None = None
 
     @property
     def is_fetch(self) -> bool:
@@ -143,6 +151,12 @@ def describe_generation(operation: Operation, body: Mapping[str, Any], server: S
             index, parse = parser
             fields[index] = parse(value)
     return ResponsesRequest._make(fields)
+
+
+def describe_message(message: Mapping[str, Any], server: Server) -> ResponsesRequest:
+    """Return the parameters of a call that a message of a WebSocket makes. Its answer always streams."""
+    request = describe_generation(Operation.CHAT, message, server)
+    return request._replace(streams=True, protocol=WEBSOCKET, lane=_text(message.get("stream_id")))
 
 
 def describe_fetch(response_id: str, query: Mapping[str, Any], server: Server) -> ResponsesRequest:
@@ -233,6 +247,7 @@ _FIELD_PARSERS: Final[dict[str, tuple[int, Callable[[object], object]]]] = {
         ("service_tier", "service_tier", _service_tier),
         ("background_options", "completion_window", _completion_window),
         ("prompt", "prompt", _prompt),
+        ("generate", "generate", lambda value: False if value is False else None),
     )
 }
 _DEFAULTS: Final = tuple(ResponsesRequest._field_defaults.values())

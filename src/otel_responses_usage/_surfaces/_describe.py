@@ -40,8 +40,8 @@ def describe_http_request(http_request: Any, client_class: type | None) -> Respo
     operation = generating_operation(http_request.method, url.path)
     if operation is None:
         return None
-    is_azure = client_class is not None and _is_azure(client_class)
-    server = Server.from_url_parts(url.host, url.port, url.scheme, azure=is_azure)
+    azure = client_class is not None and is_azure(client_class)
+    server = Server.from_url_parts(url.host, url.port, url.scheme, azure=azure)
     body = json.loads(http_request.content)
     return describe_generation(operation, body if isinstance(body, dict) else {}, server)
 
@@ -67,9 +67,10 @@ def server_of(client: Any, url: str) -> Server:
     """Return the server that this client sends a request for this URL to."""
     base = client.base_url if "://" not in url else type(client.base_url)(url)
     client_class: type = type(client)
-    return Server.from_url_parts(base.host, base.port, base.scheme, azure=_is_azure(client_class))
+    return Server.from_url_parts(base.host, base.port, base.scheme, azure=is_azure(client_class))
 
 
 @functools.lru_cache(maxsize=64)
-def _is_azure(client_class: type) -> bool:
+def is_azure(client_class: type) -> bool:
+    """Return whether a client class of the SDK is one for Azure."""
     return any(cls.__name__ == "BaseAzureClient" for cls in client_class.__mro__)

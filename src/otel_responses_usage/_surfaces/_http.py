@@ -15,7 +15,6 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from .. import _fault
 from .._call.invocation import Invocation, is_api_error
 from .._call.ledger import Ledger
-from .._config import Spans
 from .._facts.headers import AnswerHeaders
 from .._facts.outcome import CLOSED
 from .._facts.request import returned_response_id
@@ -55,9 +54,9 @@ class HttpSurface:
 
     """
 
-    def __init__(self, ledger: Ledger, spans: Spans) -> None:
+    def __init__(self, ledger: Ledger, opener: CallOpener) -> None:
         self._ledger = ledger
-        self._opener = CallOpener(ledger, spans)
+        self._opener = opener
         self._has_warned = False
         self.classes = ClientClasses(self._on_missed_error, self._on_missed_result)
 

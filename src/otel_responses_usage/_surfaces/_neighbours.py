@@ -199,8 +199,8 @@ class Neighbours:
             if method is not self._method:
                 self._method, self._wrapper_kind = method, _find_wrapper(method)
             kind = self._wrapper_kind
-            # These neighbours do not see the stream if the application gets it as bytes.
-            if kind is None or (request.streams and _asks_for_raw_response(headers)):
+            # These neighbours do not see a stream that the application gets as bytes, or over a WebSocket.
+            if kind is None or request.protocol or (request.streams and _asks_for_raw_response(headers)):
                 return None
             return FoundNeighbour(kind, None, None, self._claims, is_raw_stream=False)
         except Exception:

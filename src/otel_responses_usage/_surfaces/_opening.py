@@ -6,6 +6,7 @@ from typing import Final
 
 from opentelemetry import context, trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.trace import SpanContext
 
 from .._call.invocation import Invocation
 from .._call.ledger import Ledger
@@ -27,9 +28,23 @@ class CallOpener:
         self._neighbours = Neighbours()
 
     def open(
-        self, request: ResponsesRequest, headers: object, scope: RequestScope, start_ns: int | None
+        self,
+        request: ResponsesRequest,
+        headers: object,
+        scope: RequestScope,
+        start_ns: int | None,
+        link: SpanContext | None = None,
     ) -> Invocation | None:
-        """Open a call in this scope, unless it is suppressed by the application or not recorded."""
+        """Open a call in this scope, unless it is suppressed by the application or not recorded.
+
+        Args:
+            request: The parameters of the call.
+            headers: The headers that the SDK was given for it.
+            scope: The scope of its HTTP request.
+            start_ns: When it began, in nanoseconds of the wall clock; now by default.
+            link: The context of the span of a call that led to this one.
+
+        """
         here = context.get_current()
         is_enabled = not here or is_instrumentation_enabled()
         # What another package suppresses inside of its own `request` is not what the application suppresses.
@@ -38,11 +53,11 @@ class CallOpener:
         if (self._looks_for_neighbours or is_suppressed) and request.operation is _CHAT:
             neighbour = self._neighbours.find(here, request, headers)
         if neighbour is None and is_enabled:
-            return self._ledger.open(request, None, start_ns)
+            return self._ledger.open(request, None, start_ns, link)
         invocation = None
         if not is_suppressed or (neighbour is not None and neighbour.suppresses):
             neighbour_or_none = neighbour if self._looks_for_neighbours else None
-            invocation = self._open_enabled(request, neighbour_or_none, start_ns, is_enabled)
+            invocation = self._open_enabled(request, neighbour_or_none, start_ns, link, is_enabled)
         if invocation is None and neighbour is not None:
             neighbour.release()
         return invocation
@@ -52,13 +67,14 @@ class CallOpener:
         request: ResponsesRequest,
         neighbour: FoundNeighbour | None,
         start_ns: int | None,
+        link: SpanContext | None,
         is_enabled: bool,
     ) -> Invocation | None:
         """Open a call. Some tracers make no span while instrumentation is suppressed, so here it is not."""
         if is_enabled:
-            return self._ledger.open(request, neighbour, start_ns)
+            return self._ledger.open(request, neighbour, start_ns, link)
         token = context.attach(trace.set_span_in_context(trace.get_current_span(), context.Context()))
         try:
-            return self._ledger.open(request, neighbour, start_ns)
+            return self._ledger.open(request, neighbour, start_ns, link)
         finally:
             context.detach(token)

@@ -12,13 +12,21 @@ from opentelemetry import metrics, trace
 from .._call.ledger import Ledger
 from .._config import Spans
 from ._http import HttpSurface
+from ._opening import CallOpener
 from ._patch import Patch
 from ._providers import ProviderSurface
+from ._websocket import WebSocketSurface
 
 _CLIENT: Final = "openai._base_client"
 
 # A function to replace: the module, its name in the module, and the wrapper.
 _Replacement: TypeAlias = tuple[str, str, Callable[..., Any]]
+
+# Modules that have the functions to replace only if they have this one: older releases have no WebSocket.
+_FEATURES: Final = {
+    "openai.resources.responses.responses": "Responses.connect",
+    "openai.resources.beta.responses.responses": "Responses.connect",
+}
 
 _logger = logging.getLogger("otel_responses_usage")
 
@@ -33,7 +41,9 @@ class Patches:
 
     def __init__(self, ledger: Ledger, tracer: trace.Tracer, meter: metrics.Meter, spans: Spans) -> None:
         """Replace nothing yet. The tracer and the meter are those that the ledger reports to."""
-        http = HttpSurface(ledger, spans)
+        opener = CallOpener(ledger, spans)
+        http = HttpSurface(ledger, opener)
+        self._websockets = websockets = WebSocketSurface(ledger, opener)
         providers = ProviderSurface(ledger, tracer, meter)
         self._classes = http.classes
         self._replacements: tuple[_Replacement, ...] = (
@@ -45,6 +55,19 @@ class Patches:
             (_CLIENT, "BaseClient._calculate_retry_timeout", http.calculate_retry_timeout),
             (_CLIENT, "BaseClient.__init__", http.classes.client_made),
             ("openai._exceptions", "APIConnectionError.__init__", http.connection_error_made),
+            *(
+                (module, f"{name}.{method}", wrapper)
+                for module in _FEATURES
+                for name, method, wrapper in (
+                    ("ResponsesConnectionManager", "__enter__", websockets.enter),
+                    ("ResponsesConnectionManager", "enter", websockets.enter),
+                    ("ResponsesConnection", "__init__", websockets.connection_made),
+                    ("AsyncResponsesConnectionManager", "__aenter__", websockets.async_enter),
+                    ("AsyncResponsesConnectionManager", "enter", websockets.async_enter),
+                    ("AsyncResponsesConnection", "__init__", websockets.connection_made),
+                )
+            ),
+            ("openai._send_queue", "SendQueue.enqueue", websockets.enqueued),
             ("opentelemetry.sdk.trace", "TracerProvider.shutdown", providers.shutdown),
             ("opentelemetry.sdk.trace", "TracerProvider.force_flush", providers.force_flush),
             ("opentelemetry.sdk.metrics", "MeterProvider.shutdown", providers.shutdown),
@@ -60,7 +83,8 @@ class Patches:
                 try:
                     self._made.append(Patch.of_module(module, name, wrapper))
                 except AttributeError:
-                    _logger.warning("%s.%s is not there and is not instrumented.", module, name)
+                    if _has_feature(module):
+                        _logger.warning("%s.%s is not there and is not instrumented.", module, name)
         if module_name == _CLIENT:
             self._classes.cover_module(sys.modules[_CLIENT])
 
@@ -69,3 +93,12 @@ class Patches:
         while self._made:
             self._made.pop().remove()
         self._classes.remove()
+        self._websockets.remove()
+
+
+def _has_feature(module: str) -> bool:
+    """Whether a module has what its functions belong to. All but those of the WebSocket always have."""
+    owner: Any = sys.modules[module]
+    for name in _FEATURES.get(module, "").split("."):
+        owner = getattr(owner, name, None) if name else owner
+    return owner is not None

@@ -30,6 +30,9 @@ _REQUEST_ATTRIBUTES: Final = tuple(
         ("output_type", names.OUTPUT_TYPE),
         ("service_tier", names.OPENAI_REQUEST_SERVICE_TIER),
         ("response_id", names.RESPONSE_ID),
+        ("protocol", names.NETWORK_PROTOCOL_NAME),
+        ("lane", names.STREAM_LANE),
+        ("generate", names.REQUEST_GENERATE),
     )
 )
 

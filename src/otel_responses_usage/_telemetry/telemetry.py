@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context, attach, detach
-from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
 
 from .. import _fault
 from .._facts.headers import RateLimit
@@ -45,7 +45,13 @@ class Telemetry:
         self._own_instruments = OwnInstruments(meter)
 
     def start(
-        self, request: ResponsesRequest, start_ns: int, neighbour: Neighbour | None, *, has_span: bool
+        self,
+        request: ResponsesRequest,
+        start_ns: int,
+        neighbour: Neighbour | None,
+        *,
+        has_span: bool,
+        link: SpanContext | None = None,
     ) -> CallSpan:
         """Start the span of a call, as a child of the current span.
 
@@ -54,6 +60,7 @@ class Telemetry:
             start_ns: When the call began, in nanoseconds of the wall clock.
             neighbour: Who else has a span of this call. Then it gets none of ours.
             has_span: Whether it is to have a span of ours otherwise.
+            link: The context of the span of a call that led to this one.
 
         """
         if neighbour is not None or not has_span:
@@ -64,6 +71,7 @@ class Telemetry:
                 request.span_name,
                 kind=SpanKind.CLIENT,
                 attributes=start_attributes(request),
+                links=None if link is None else (Link(link),),
                 start_time=start_ns,
             )
         )

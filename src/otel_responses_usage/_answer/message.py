@@ -1,0 +1,81 @@
+"""A reader for an answer that arrives as whole events: each piece is one JSON message of a WebSocket."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from typing import Final
+
+from .sse import EventSink
+
+# Servers write the type first. Then the first bytes of a message are enough to find it.
+_PREFIX: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"([^"\\]{1,128})"\s*,?')
+_NO_PREFIX: Final[tuple[slice, bytes | None]] = (slice(0), None)
+
+
+class MessageReader:
+    """Reads messages, and keeps none of them."""
+
+    __slots__ = ("_repeated", "_sink", "done")
+
+    def __init__(self, sink: EventSink) -> None:
+        self._sink = sink
+        self.done = False  # a message has no end marker
+        self._repeated = _NO_PREFIX  # how a message of the same type as the last one begins
+
+    def feed_repeat(self, piece: bytes) -> bool:
+        """Read a message of the same type as the last one. Return false for other messages."""
+        # This is the only code that runs for most messages.
+        where, prefix = self._repeated
+        if piece[where] != prefix:
+            return False
+        sink = self._sink
+        sink.repeats = repeats = sink.repeats + 1
+        if repeats >= sink.notify_at:
+            sink.on_repeats()
+        return True
+
+    def feed(self, piece: bytes) -> int:
+        """Read a message."""
+        self._repeated = _NO_PREFIX
+        match = _PREFIX.match(piece)
+        event_type = match[1].decode("utf-8", "replace") if match else None
+        if match and event_type is not None and not self._sink.needs_data(event_type):
+            self._sink.on_event(event_type, None)
+            self._repeated = slice(match.end()), match[0]
+        else:
+            self._decode(piece)
+        return 0
+
+    def copied(self, sink: EventSink) -> MessageReader:
+        """Return a copy that passes its events to the given sink."""
+        duplicate = copy.copy(self)
+        duplicate._sink = sink  # noqa: SLF001  # of this class
+        return duplicate
+
+    def _decode(self, message: bytes) -> None:
+        event = decoded(message)
+        if event is None:
+            self._sink.on_invalid_json()
+        else:
+            event_type = event.get("type")
+            self._sink.on_event(event_type if isinstance(event_type, str) else None, event)
+
+
+def type_of(message: bytes) -> str | None:
+    """Return the type of a message, or `None` if it has none."""
+    match = _PREFIX.match(message)
+    if match:
+        return match[1].decode("utf-8", "replace")
+    event_type = (decoded(message) or {}).get("type")
+    return event_type if isinstance(event_type, str) else None
+
+
+def decoded(message: bytes | str) -> dict[str, object] | None:
+    """Return the JSON object in a message, or `None` if it contains none."""
+    try:
+        event = json.loads(message)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None

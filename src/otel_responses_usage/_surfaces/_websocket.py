@@ -1,0 +1,348 @@
+"""Calls over a WebSocket: taps the connections that `responses.connect()` makes."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from opentelemetry import context as otel_context
+from opentelemetry.trace import SpanContext
+
+from .. import _fault
+from .._call.invocation import Invocation
+from .._call.lanes import Lanes, SentMessage
+from .._call.ledger import Ledger
+from .._facts.request import ResponsesRequest, Server, describe_message
+from .._facts.usage import MissingReason
+from .._lookup.imports import late_import
+from ._describe import is_azure
+from ._opening import CallOpener
+from ._scope import NO_SCOPE
+
+if TYPE_CHECKING:
+    from ._target import Target
+
+Wrapped = Callable[..., Any]
+
+_CREATE: Final = "response.create"
+_MAX_QUEUED: Final = 256
+_CLIENT: Final = "ConnectionManager__client"  # the end of a private name, which begins with the class
+# The SDK's own readers. If one of them is cancelled, the application has closed its session.
+_SDK_READERS: Final = "openai.lib.responses_websocket"
+_MAX_FRAMES: Final = 32
+_CLOSED_OK: Final = "ConnectionClosedOK"
+_CLOSED: Final = "ConnectionClosed"
+_SCHEMES: Final = {"wss": "https", "ws": "http"}
+
+
+class _Opened(NamedTuple):
+    """The client that opens a connection, and the URL that it opens, without query."""
+
+    client: Any
+    url: Any
+
+
+_opening: Final[ContextVar[_Opened | None]] = ContextVar("otel_responses_usage.opening", default=None)
+
+
+class WebSocketSurface:
+    """Wrappers for the making of connections.
+
+    A connection of the SDK has one of the library `websockets` inside. All messages go through that one,
+    whatever method the application uses. So its `send`, `recv` and `close` are replaced, for each connection.
+    """
+
+    def __init__(self, ledger: Ledger, opener: CallOpener) -> None:
+        self._ledger = ledger
+        self._opener = opener
+        self._taps: weakref.WeakSet[_ConnectionTap] = weakref.WeakSet()
+        # When and where messages were sent that the SDK keeps back until there is a connection.
+        self._queued: OrderedDict[int, SentMessage] = OrderedDict()
+
+    def enter(self, wrapped: Wrapped, manager: Any, args: Any, kwargs: Any) -> Any:
+        """Open a connection."""
+        with self._opening_by(manager):
+            return wrapped(*args, **kwargs)
+
+    async def async_enter(self, wrapped: Wrapped, manager: Any, args: Any, kwargs: Any) -> Any:
+        """Open a connection."""
+        with self._opening_by(manager):
+            return await wrapped(*args, **kwargs)
+
+    def connection_made(self, wrapped: Wrapped, connection: Any, args: Any, kwargs: Any) -> None:
+        """Tap a new connection, and those that replace it when the SDK connects again."""
+        wrapped(*args, **kwargs)
+        try:
+            if self._ledger.accepts_calls:
+                self._on_connection(connection, _opening.get())
+        except Exception:
+            _fault.report("tapping a WebSocket")
+
+    def enqueued(self, wrapped: Wrapped, queue: Any, args: Any, kwargs: Any) -> Any:  # noqa: ARG002
+        """Note when and where a message was sent that the SDK keeps back."""
+        is_queued = wrapped(*args, **kwargs)
+        if is_queued is not False:
+            self._note_queued(*args, **kwargs)
+        return is_queued
+
+    def remove(self) -> None:
+        """Remove all taps."""
+        for tap in list(self._taps):
+            tap.remove()
+
+    @_fault.catch_and_report("looking at a message that waits")
+    def _note_queued(self, data: str | bytes, **_: object) -> None:
+        if _CREATE in (data if isinstance(data, str) else data.decode("utf-8", "replace")):
+            self._queued[hash(data)] = SentMessage.now()
+            while len(self._queued) > _MAX_QUEUED:
+                self._queued.popitem(last=False)
+
+    def sent(self, message: str | bytes) -> SentMessage:
+        """Return when and where the application sent a message that is being sent now."""
+        queued = self._queued.pop(hash(message), None) if self._queued else None
+        return queued or SentMessage.now()
+
+    @contextlib.contextmanager
+    def _opening_by(self, manager: Any) -> Iterator[None]:
+        opened = None
+        try:
+            attributes = vars(manager)
+            client = next(attributes[name] for name in attributes if name.endswith(_CLIENT))
+            opened = _Opened(client, manager._prepare_url())  # noqa: SLF001
+        except Exception:
+            _fault.report("opening a WebSocket")
+        token = _opening.set(opened)
+        try:
+            yield
+        finally:
+            _opening.reset(token)
+
+    def _on_connection(self, connection: Any, opened: _Opened | None) -> None:
+        self._tap(connection, connection._connection, opened)  # noqa: SLF001
+        make = getattr(connection, "_make_ws", None)
+        if make is None:
+            return
+        connection_ref = weakref.ref(connection)
+
+        def on_made(socket: Any) -> Any:
+            owner = connection_ref()
+            if owner is not None and self._ledger.accepts_calls:
+                with contextlib.suppress(Exception):
+                    self._tap(owner, socket, opened)
+            return socket
+
+        async def make_async(*args: Any) -> Any:
+            return on_made(await make(*args))
+
+        connection._make_ws = (  # noqa: SLF001
+            make_async if inspect.iscoroutinefunction(make) else lambda *args: on_made(make(*args))
+        )
+
+    def _tap(self, connection: Any, socket: Any, opened: _Opened | None) -> None:
+        caller = _Caller(self._opener, connection, socket, opened)
+        self._taps.add(_ConnectionTap(socket, Lanes(caller.open_call, caller.describe), self.sent))
+
+
+class _Caller:
+    """Opens the calls of one connection. It keeps neither the client nor the SDK's connection."""
+
+    def __init__(self, opener: CallOpener, connection: Any, socket: Any, opened: _Opened | None) -> None:
+        self._opener = opener
+        self._connection_ref = weakref.ref(connection)
+        self._server = Server.from_url_parts(None, None, "")
+        self._make_target: Callable[[str], Target | MissingReason] = _no_target
+        if opened is not None:
+            url = opened.url
+            scheme = _SCHEMES.get(url.scheme, url.scheme)
+            client_class: type = type(opened.client)
+            azure = is_azure(client_class)
+            self._server = Server.from_url_parts(url.host, url.port, scheme, azure=azure)
+            self._make_target = _TargetFactory(opened.client, url.copy_with(scheme=scheme), socket.request)
+
+    def describe(self, message: dict[str, Any]) -> ResponsesRequest:
+        """Return the parameters of the call that a message makes."""
+        return describe_message(message, self._server)
+
+    def open_call(
+        self, request: ResponsesRequest, sent: SentMessage, link: SpanContext | None = None
+    ) -> Invocation | None:
+        """Open a call in the context in which its message was sent."""
+        token = otel_context.attach(sent.context)
+        try:
+            invocation = self._opener.open(request, None, NO_SCOPE, sent.start_ns, link)
+        finally:
+            otel_context.detach(token)
+        connection = self._connection_ref()
+        if invocation is not None:
+            invocation.on_answer(self._make_target)
+            if connection is not None:
+                invocation.response_ref = weakref.ref(connection, invocation.on_garbage_collected)
+        return invocation
+
+
+class _ConnectionTap:
+    """Replaces three methods of one connection of the library `websockets`."""
+
+    def __init__(self, socket: Any, lanes: Lanes, sent: Callable[[str | bytes], SentMessage]) -> None:
+        """Replace the methods.
+
+        Args:
+            socket: The connection. It keeps this object alive.
+            lanes: The calls of the connection.
+            sent: Says when and where the application sent a message.
+
+        """
+        self._socket_ref = weakref.ref(socket)
+        self._lanes = lanes
+        self._sent = sent
+        self._cancelled: BaseException | None = None  # how the last read ended, if the reader was cancelled
+        make = self._async_methods if inspect.iscoroutinefunction(socket.recv) else self._methods
+        self._methods_made = make(socket.send, socket.recv, socket.close)
+        for name, method in self._methods_made.items():
+            setattr(socket, name, method)
+
+    def remove(self) -> None:
+        """Put the methods of the connection back, unless another package has replaced them since."""
+        socket = self._socket_ref()
+        for name, method in self._methods_made.items():
+            if socket is not None and vars(socket).get(name) is method:
+                delattr(socket, name)
+
+    def _methods(self, send: Wrapped, recv: Wrapped, close: Wrapped) -> dict[str, Wrapped]:
+        lanes = self._lanes
+
+        def tapped_send(message: Any, *args: Any, **kwargs: Any) -> Any:
+            on_unsent = self._on_send(message)
+            try:
+                return send(message, *args, **kwargs)
+            except Exception as error:
+                if on_unsent is not None:
+                    on_unsent(error)
+                raise
+
+        def tapped_recv(*args: Any, **kwargs: Any) -> Any:
+            try:
+                message = recv(*args, **kwargs)
+            except BaseException as error:
+                self._on_recv_error(error)
+                raise
+            if not lanes.read_fast(message):
+                lanes.on_message(message)
+            return message
+
+        def tapped_close(*args: Any, **kwargs: Any) -> Any:
+            self._on_close()
+            return close(*args, **kwargs)
+
+        return {"send": tapped_send, "recv": tapped_recv, "close": tapped_close}
+
+    def _async_methods(self, send: Wrapped, recv: Wrapped, close: Wrapped) -> dict[str, Wrapped]:
+        lanes = self._lanes
+
+        async def tapped_send(message: Any, *args: Any, **kwargs: Any) -> Any:
+            on_unsent = self._on_send(message)
+            try:
+                return await send(message, *args, **kwargs)
+            except Exception as error:
+                if on_unsent is not None:
+                    on_unsent(error)
+                raise
+
+        async def tapped_recv(*args: Any, **kwargs: Any) -> Any:
+            try:
+                message = await recv(*args, **kwargs)
+            except BaseException as error:
+                self._on_recv_error(error)
+                raise
+            if not lanes.read_fast(message):
+                lanes.on_message(message)
+            return message
+
+        async def tapped_close(*args: Any, **kwargs: Any) -> Any:
+            self._on_close()
+            return await close(*args, **kwargs)
+
+        return {"send": tapped_send, "recv": tapped_recv, "close": tapped_close}
+
+    def _on_send(self, message: Any) -> Callable[[Exception], None] | None:
+        if not isinstance(message, (str, bytes)):
+            return None  # a message in parts, which the SDK does not send
+        return self._lanes.on_send(message, self._sent(message))
+
+    @_fault.catch_and_report("looking at the end of a WebSocket")
+    def _on_recv_error(self, error: BaseException) -> None:
+        """Note that no message was received. Only the end of the connection ends its calls."""
+        names = {cls.__name__ for cls in type(error).__mro__}
+        self._cancelled = None
+        if not isinstance(error, Exception):
+            self._cancelled = None if _is_read_by_sdk() else error
+        elif _CLOSED_OK in names:
+            self._lanes.end_all(Invocation.on_body_end)
+        elif _CLOSED in names:
+            self._lanes.end_all(lambda call: call.on_read_error(error, closed=False))
+
+    @_fault.catch_and_report("looking at the close of a WebSocket")
+    def _on_close(self) -> None:
+        """Note that the application closes the connection."""
+        cause = self._cancelled
+
+        def end(call: Invocation) -> None:
+            call.on_leave()
+            if cause is not None:
+                call.on_read_error(cause, closed=True)
+            else:
+                call.on_close(None)
+
+        self._lanes.end_all(end)
+
+
+class _TargetFactory:
+    """Makes the look-up target for a response id. All calls of a connection share it.
+
+    It repeats the credentials of the handshake, and uses the transport of the client. It keeps no reference
+    to the client.
+    """
+
+    __slots__ = ("_client_class", "_headers", "_transport", "_url")
+
+    def __init__(self, client: Any, url: Any, handshake: Any) -> None:
+        http_client = client._client  # noqa: SLF001
+        library = sys.modules[type(url).__module__.partition(".")[0]]
+        self._url = url.copy_with(raw_path=handshake.path.encode("ascii"))
+        self._client_class = type(http_client)
+        self._transport = http_client._transport_for_url(self._url)  # noqa: SLF001
+        self._headers = library.Headers(
+            [
+                (name, value)
+                for name, value in handshake.headers.raw_items()
+                if not name.lower().startswith(("sec-websocket-", "upgrade"))
+            ]
+        )
+
+    def __call__(self, response_id: str) -> Target | MissingReason:
+        with late_import:
+            from ._target import make_target
+        return make_target(self._transport, self._client_class, self._url, self._headers, (), response_id)
+
+
+def _no_target(response_id: str) -> MissingReason:  # noqa: ARG001  # called like a `_TargetFactory`
+    """Return the reason for a connection whose client is not known."""
+    return MissingReason.TRANSPORT_ERROR
+
+
+def _is_read_by_sdk() -> bool:
+    """Whether a reader of the SDK's sessions reads now, and not the application."""
+    frame = sys._getframe()  # noqa: SLF001
+    for _ in range(_MAX_FRAMES):
+        if str(frame.f_globals.get("__name__", "")).startswith(_SDK_READERS):
+            return True
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return False
