@@ -23,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
     "GRACE_TIMEOUT": 0.25,
     "TAIL_TIMEOUT": 0.0,
     "SPANS": "auto",
+    "BAGGAGE_KEYS": (),
+    "ON_CALL": None,
 }
 
 
@@ -58,6 +60,7 @@ def test_the_process_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPa
         ("EXIT_TIMEOUT", " 1 ", 1.0),
         ("FLUSH_TIMEOUT", "0.5", 0.5),
         ("TAIL_TIMEOUT", "30", 30.0),
+        ("BAGGAGE_KEYS", "tenant.id, feature,,", ("tenant.id", "feature")),
     ],
 )
 def test_a_variable_sets_its_field(
@@ -107,10 +110,22 @@ def test_all_wrong_values_are_in_one_warning(caplog: pytest.LogCaptureFixture) -
     assert "MAX_PENDING" not in record.getMessage()
 
 
-def test_other_variables_are_not_ours(caplog: pytest.LogCaptureFixture) -> None:
-    """A variable that no setting has is left alone: it may be one of a later version."""
+def test_a_variable_without_setting_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """One warning names every variable that no setting has, with the nearest right one."""
     assert read(RETREIVAL="false", NEW="?") == Config()
-    assert not caplog.records
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    told = record.getMessage()
+    assert f"{PREFIX}RETREIVAL (use {PREFIX}RETRIEVAL)" in told
+    assert f"{PREFIX}NEW" in told
+    assert "?" not in told
+
+
+@pytest.mark.parametrize("name", ["no_colon", ":f", "m:", ":"])
+def test_a_function_is_named_by_module_and_name(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Anything else is a value that cannot be used."""
+    assert read(ON_CALL=name) == Config()
+    assert PREFIX + "ON_CALL" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ NAME = "otel_responses_usage"
 
 # A room is a folder, or a file of the package itself. Rooms of one floor do not know each other.
 FLOORS = (
-    {"_facts", "_config", "_fault"},
+    {"_facts", "_fault"},
+    {"_call_record"},
+    {"_config"},
     {"_answer", "_lookup", "_telemetry"},
     {"_call"},
     {"_surfaces"},

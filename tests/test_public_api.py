@@ -22,6 +22,7 @@ PUBLIC = otel_responses_usage.__all__
 def test_the_public_names_are_these() -> None:
     """A name is public on purpose; whatever else can be imported is not."""
     assert sorted(PUBLIC) == [
+        "CallRecord",
         "Config",
         "MissingReason",
         "Outcome",
@@ -56,7 +57,7 @@ def test_every_public_name_has_a_promise(name: str) -> None:
         assert not promise.startswith(f"{name}("), thing
 
 
-@pytest.mark.parametrize("name", ["Config", "Usage"])
+@pytest.mark.parametrize("name", ["CallRecord", "Config", "Usage"])
 def test_every_field_is_explained(name: str) -> None:
     """The docstring of a class with fields has a line for each of them."""
     owner = getattr(otel_responses_usage, name)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+if TYPE_CHECKING:
+    from ._call_record import CallRecord
 
 _PREFIX: Final = "OTEL_RESPONSES_USAGE_"
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
+
+_TOKEN_SIGNS: Final = frozenset("!#$%&'*+-.^_`|~")
 
 # Whether a call gets a `chat` span of its own.
 Spans = Literal["auto", "always", "never"]
@@ -40,6 +46,12 @@ class Config:
             tokens that are generated during this time.
         spans: Whether a call gets a `chat` span. `"auto"`: not if another instrumentation has a span of the
             call; then only what that span lacks is recorded. `"always"`: every call. `"never"`: no call.
+        baggage_keys: Baggage entries of the caller's context that become attributes of the span and of every
+            metric, under their own names. Values are cut at 128 characters. On metrics each key has at most
+            100 values; further ones are `other`.
+        on_call: A function that is called with a `CallRecord` once per call, when its usage is known or given
+            up on. It runs on a thread of this package, for one call after the other. What it raises is
+            counted. In the environment it is named as `package.module:function`.
 
     Raises:
         ValueError: A value is out of range.
@@ -56,6 +68,8 @@ class Config:
     grace_timeout: float = 0.25
     tail_timeout: float = 0.0
     spans: Spans = "auto"
+    baggage_keys: tuple[str, ...] = ()
+    on_call: Callable[[CallRecord], object] | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -75,6 +89,11 @@ class Config:
             raise ValueError(f"max_pending must be 0 or more, not {self.max_pending!r}")
         if self.spans not in get_args(Spans):
             raise ValueError(f"spans must be one of {get_args(Spans)}, not {self.spans!r}")
+        keys = self.baggage_keys
+        if isinstance(keys, str) or not all(isinstance(key, str) and _is_token(key) for key in keys):
+            raise ValueError(f"baggage_keys must be names, not {keys!r}")
+        if self.on_call is not None and not callable(self.on_call):
+            raise ValueError(f"on_call must be a function, not {self.on_call!r}")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:
@@ -90,14 +109,37 @@ class Config:
             if not text:
                 continue
             try:
-                value = _PARSERS[type(field.default)](text)
+                value = _PARSERS[field.name if field.default is None else type(field.default)](text)
                 cls(**{field.name: value})
                 values[field.name] = value
             except ValueError:
                 invalid.append(f"{variable} (using {field.default!r})")
+        unknown = _unknown_variables(environ)
+        if unknown:
+            _logger.warning("These settings do not exist: %s", ", ".join(unknown))
         if invalid:
             _logger.warning("These settings have a value that cannot be used: %s", ", ".join(invalid))
         return cls(**values)
+
+
+def _is_token(key: str) -> bool:
+    """Whether the W3C allows this as a key of baggage."""
+    return bool(key) and key.isascii() and all(letter.isalnum() or letter in _TOKEN_SIGNS for letter in key)
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return the variables with our prefix that are no settings, each with the one that is most like it."""
+    known = {_PREFIX + field.name.upper() for field in fields(Config)}
+    unknown = sorted(name for name in environ if name.startswith(_PREFIX) and name not in known)
+    return [f"{name}{most_like(name, known)}" for name in unknown]
+
+
+def most_like(name: str, known: Iterable[str]) -> str:
+    """Return ` (use ...)` with the name that is most like this one, or nothing if none is."""
+    from difflib import get_close_matches  # only after a mistake
+
+    matches = get_close_matches(name, known, n=1)
+    return f" (use {matches[0]})" if matches else ""
 
 
 def _parse_bool(text: str) -> bool:
@@ -107,7 +149,34 @@ def _parse_bool(text: str) -> bool:
     raise ValueError(text)
 
 
-_PARSERS: Final[dict[type, Callable[[str], Any]]] = {
+def _parse_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+class _NamedFunction:
+    """A function that is given by its name. It is imported when it is called first."""
+
+    def __init__(self, name: str) -> None:
+        module, colon, path = name.partition(":")
+        if not (colon and module and path):
+            raise ValueError(name)
+        self._module, self._path = module, path
+        self._function: Callable[[CallRecord], object] | None = None
+
+    def __call__(self, record: CallRecord) -> object:
+        if self._function is None:
+            function: Any = importlib.import_module(self._module)
+            for name in self._path.split("."):
+                function = getattr(function, name)
+            self._function = function
+        assert self._function is not None  # noqa: S101  # set above
+        return self._function(record)
+
+
+# By the type of the default, or by the name of a setting without default.
+_PARSERS: Final[dict[type | str, Callable[[str], Any]]] = {
+    "on_call": _NamedFunction,
+    tuple: _parse_names,
     bool: _parse_bool,
     int: int,
     float: float,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Collection
 from typing import Any, Final
@@ -11,8 +12,9 @@ from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
 from . import _fault
+from ._call.hooks import Hooks
 from ._call.ledger import Ledger
-from ._config import Config
+from ._config import Config, most_like
 from ._lookup.recovery import Recovery
 from ._surfaces import Patches, make_retriever
 from ._telemetry import semconv
@@ -25,6 +27,12 @@ _VERSION: Final = "0.1.0"  # pyproject.toml reads the version from this line
 _MIN_VERSION: Final = (1, 66)
 _END_VERSION: Final = (4,)
 
+_ARGUMENTS: Final = frozenset(
+    {"config", "exclude", "meter_provider", "request_hook", "response_hook", "tracer_provider"}
+)
+
+_logger = logging.getLogger("otel_responses_usage")
+
 
 class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the base class is untyped
     """Instruments the openai SDK: one span per Responses call, with its exact usage.
@@ -34,6 +42,12 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
     - `tracer_provider`: an `opentelemetry.trace.TracerProvider`. The default is the global one.
     - `meter_provider`: an `opentelemetry.metrics.MeterProvider`. The default is the global one.
     - `config`: a `Config`. The default is read from the environment.
+    - `request_hook`: called with the span and a mapping of all parameters of a call, when it begins. The
+      parameters contain the prompt.
+    - `response_hook`: called with the span and a `CallRecord`, before the span ends.
+    - `exclude`: called with the mapping of all parameters. If it returns true, the call is not recorded.
+
+    What these functions raise is contained and counted. They run on the threads of the calls.
 
     `uninstrument()` removes the instrumentation. It waits for pending look-ups, up to
     `Config.exit_timeout`. Calling either method twice is allowed. Clients that exist before
@@ -56,17 +70,21 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         return super()._check_dependency_conflicts()
 
     def _instrument(self, **kwargs: Any) -> None:
+        _warn_of_unknown(kwargs)
         config = kwargs.get("config") or Config.from_env()
         tracer = trace.get_tracer(SCOPE, _VERSION, kwargs.get("tracer_provider"), semconv.SCHEMA_URL)
         meter = metrics.get_meter(SCOPE, _VERSION, kwargs.get("meter_provider"), semconv.SCHEMA_URL)
-        telemetry = Telemetry(tracer, meter, semconv.generations())
+        telemetry = Telemetry(
+            tracer, meter, semconv.generations(), config.baggage_keys, kwargs.get("response_hook")
+        )
         recovery = Recovery(
             config,
             make_retriever,
             lambda endpoint, change: telemetry.count_circuit(endpoint.address, endpoint.port, change),
         )
         _fault.set_counter(telemetry.count_fault)
-        ledger = self._ledger = Ledger(config, telemetry, recovery)
+        hooks = Hooks(kwargs.get("request_hook"), kwargs.get("exclude"))
+        ledger = self._ledger = Ledger(config, telemetry, recovery, hooks)
         patches = self._patches = Patches(ledger, tracer, meter, config.spans)
         for module in patches.modules:
             # Do not import the SDK here: the import takes a second, and not every application needs it.
@@ -94,6 +112,13 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
         if ledger is not None:
             ledger.close()
         _fault.set_counter(None)
+
+
+def _warn_of_unknown(arguments: Collection[str]) -> None:
+    unknown = sorted(set(arguments) - _ARGUMENTS)
+    if unknown:
+        names = ", ".join(f"{name}{most_like(name, _ARGUMENTS)}" for name in unknown)
+        _logger.warning("instrument() has no such arguments: %s", names)
 
 
 def _import_hook(instrumentor: ResponsesUsageInstrumentor, patches: Patches) -> Callable[[Any], None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 from opentelemetry.context import Context, get_current
@@ -53,7 +53,11 @@ class OpenCall(Protocol):
     """Opens a call in the context in which its message was sent."""
 
     def __call__(
-        self, request: ResponsesRequest, sent: SentMessage, link: SpanContext | None = None
+        self,
+        request: ResponsesRequest,
+        parameters: Mapping[str, Any],
+        sent: SentMessage,
+        link: SpanContext | None = None,
     ) -> Invocation | None: ...
 
 
@@ -116,7 +120,9 @@ class Lanes:
 
     """
 
-    def __init__(self, open_call: OpenCall, describe: Callable[[dict[str, Any]], ResponsesRequest]) -> None:
+    def __init__(
+        self, open_call: OpenCall, describe: Callable[[Mapping[str, Any]], ResponsesRequest]
+    ) -> None:
         """Begin without calls.
 
         Args:
@@ -151,7 +157,7 @@ class Lanes:
         if event.get("type") != "response.create":
             return None
         request = self._describe(event)
-        call = _Call(request, sent, self._open_call(request, sent))
+        call = _Call(request, sent, self._open_call(request, event, sent))
         lane = self._lane(request.lane)
         lane.waiting.append(call)
 
@@ -233,7 +239,7 @@ class Lanes:
             request = steered.request._replace(previous_response_id=previous_id, generate=None)
             sent = (steering or steered.sent)._replace(start_ns=time.time_ns())
             link = steered.invocation.call_span.span.get_span_context() if steered.invocation else None
-            lane.begin(_Call(request, sent, self._open_call(request, sent, link)), response_id)
+            lane.begin(_Call(request, sent, self._open_call(request, {}, sent, link)), response_id)
 
     def _lane(self, name: str | None) -> _Lane:
         if name is None:

@@ -8,9 +8,9 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry.trace import INVALID_SPAN, SpanContext
 
@@ -19,12 +19,15 @@ from .._facts.request import ResponsesRequest
 from .._lookup.recovery import Recovery
 from .._telemetry.neighbour import CallSpan, Neighbour
 from .._telemetry.telemetry import Telemetry
+from .delivery import Delivery
+from .hooks import NO_HOOKS, Hooks
 from .invocation import Invocation
 from .observation import Observation
 from .services import Services
 
 # Higher priorities run first. An application may flush its exporters at exit; `close` must run before.
 _EXIT_PRIORITY: Final = 1000
+_NO_PARAMETERS: Final[Mapping[str, Any]] = {}
 
 
 class Ledger:
@@ -35,13 +38,21 @@ class Ledger:
 
     """
 
-    def __init__(self, config: Config, telemetry: Telemetry, recovery: Recovery) -> None:
+    def __init__(
+        self, config: Config, telemetry: Telemetry, recovery: Recovery, hooks: Hooks = NO_HOOKS
+    ) -> None:
         self._config = config
+        self._hooks = hooks
+        self._delivery = (
+            None
+            if config.on_call is None
+            else Delivery(config.on_call, lambda loss: telemetry.count_on_call_loss(loss.value))
+        )
         self._makes_chat_spans = config.spans != "never"
         self._telemetry = telemetry
         self._recovery = recovery
-        self.observation = Observation(recovery, telemetry)
-        self._services = Services(config, telemetry, recovery, self.observation, self._remove)
+        self.observation = Observation(recovery, telemetry, self._delivery)
+        self._services = Services(config, telemetry, recovery, self._delivery, self.observation, self._remove)
         self._open: dict[Invocation, None] = {}
         self._callbacks_before_next_call: list[Callable[[], object]] = []
         self._closed = False
@@ -52,8 +63,8 @@ class Ledger:
 
     @property
     def accepts_calls(self) -> bool:
-        """Whether calls are recorded: the ledger is not closed and an OpenTelemetry SDK is set."""
-        return not self._closed and self._telemetry.has_sdk
+        """Whether calls are recorded: an OpenTelemetry SDK is set, or the application is told of calls."""
+        return not self._closed and (self._delivery is not None or self._telemetry.has_sdk)
 
     def open(
         self,
@@ -61,6 +72,7 @@ class Ledger:
         neighbour: Neighbour | None = None,
         start_ns: int | None = None,
         link: SpanContext | None = None,
+        parameters: Mapping[str, Any] = _NO_PARAMETERS,
     ) -> Invocation | None:
         """Start a call. Returns `None` if it would not be recorded, or if the ledger is closed.
 
@@ -69,9 +81,11 @@ class Ledger:
             neighbour: Who else has a span of this call.
             start_ns: When it began, in nanoseconds of the wall clock; now by default.
             link: The context of the span of a call that led to this one.
+            parameters: All parameters of the call, with their content.
 
         """
-        if self._closed:
+        hooks = self._hooks
+        if self._closed or (hooks.excludes is not None and not hooks.accepts(parameters)):
             return None
         while self._callbacks_before_next_call:
             with contextlib.suppress(IndexError):  # another thread may take the last one
@@ -79,8 +93,10 @@ class Ledger:
         start_ns = start_ns or time.time_ns()
         has_span = self._makes_chat_spans or request.is_fetch
         call_span = self._telemetry.start(request, start_ns, neighbour, has_span=has_span, link=link)
-        if not self._telemetry.is_recorded(call_span):
+        if self._delivery is None and not self._telemetry.is_recorded(call_span):
             return None
+        if hooks.on_request is not None:
+            hooks.begin(call_span.span, parameters)
         invocation = Invocation(request, call_span, start_ns, self._services)
         self._open[invocation] = None
         if not self._is_registered_at_exit:
@@ -95,11 +111,18 @@ class Ledger:
         """End all open calls, then wait for the pending look-ups, up to `Config.exit_timeout`."""
         for invocation in list(self._open):
             invocation.on_exit()
+        began_s = time.monotonic()
         self._recovery.drain(self._config.exit_timeout)
+        if self._delivery is not None:
+            self._delivery.drain(max(0.0, self._config.exit_timeout - (time.monotonic() - began_s)))
 
     def flush(self, timeout_s: float) -> bool:
         """Wait for all pending look-ups, at most so long, and return whether none is left."""
-        return self._recovery.flush(timeout_s, includes_background=True)
+        began_s = time.monotonic()
+        is_done = self._recovery.flush(timeout_s, includes_background=True)
+        if self._delivery is None:
+            return is_done
+        return self._delivery.drain(max(0.0, timeout_s - (time.monotonic() - began_s))) and is_done
 
     def flush_before_export(self, timeout_s: float | None) -> None:
         """Wait for pending look-ups, except those of background responses.
@@ -122,6 +145,9 @@ class Ledger:
             self.drain()
         finally:
             self._recovery.stop(0.0)
+            if self._delivery is not None:
+                self._delivery.drain(0.0)
+                self._delivery.give_up()
 
     def _close_at_exit(self) -> None:
         # Ctrl-C ends the wait for the look-ups. At exit no code can handle it, and Python would print it.
@@ -135,6 +161,8 @@ class Ledger:
         self._open = {}
         self._is_registered_at_exit = False
         self.observation.clear()
+        if self._delivery is not None:
+            self._delivery.begin_anew()
         # The child inherits the metric values of the parent. The first call of the child corrects them,
         # because little code is safe directly after a fork.
         pending_spans, forget_circuits = self._recovery.begin_anew()

@@ -6,12 +6,14 @@ import contextlib
 import time
 from typing import Final
 
+from .._call_record import late_record
 from .._facts.request import Server
 from .._facts.response import Response
 from .._lookup.job import Job
 from .._lookup.recovery import Recovery
-from .._telemetry.record import UncountedCall
 from .._telemetry.telemetry import Telemetry
+from .._telemetry.uncounted import UncountedCall
+from .delivery import Delivery
 
 _MAX_CALLS: Final = 10_000
 _KEPT_S: Final = 24 * 3600.0
@@ -25,7 +27,8 @@ class Observation:
     Any thread may call any method. Only single operations of `dict` touch the table, so it needs no lock.
     """
 
-    def __init__(self, recovery: Recovery, telemetry: Telemetry) -> None:
+    def __init__(self, recovery: Recovery, telemetry: Telemetry, delivery: Delivery | None) -> None:
+        self._delivery = delivery
         self._recovery = recovery
         self._telemetry = telemetry
         # The oldest is the first. The number is when it is dropped, by `time.monotonic`.
@@ -72,6 +75,8 @@ class Observation:
         drop_at_s, call = self._uncounted.pop((server, str(response.id)), (0.0, None))
         if call is not None and time.monotonic() < drop_at_s:
             self._telemetry.record_late_usage(call, response)
+            if self._delivery is not None and call.told is not None:
+                self._delivery.put(late_record(call.told, response))
 
     def _drop_oldest(self, now_s: float) -> None:
         # Another thread may change the table meanwhile. Then the next call drops what is left.

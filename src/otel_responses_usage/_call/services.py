@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from .._config import Config
 from .._lookup.recovery import Recovery
 from .._telemetry.telemetry import Telemetry
+from .delivery import Delivery
 from .observation import Observation
 
 
@@ -18,6 +19,7 @@ class Services(NamedTuple):
         config: The settings.
         telemetry: Writes spans and metrics.
         recovery: Looks up usage.
+        delivery: Tells the application of each call; `None` if it has not asked for that.
         observation: Takes usage from responses that the application itself fetches.
         on_end: Called with each call once, when it has ended.
 
@@ -26,5 +28,6 @@ class Services(NamedTuple):
     config: Config
     telemetry: Telemetry
     recovery: Recovery
+    delivery: Delivery | None
     observation: Observation
     on_end: Callable[[Any], object]

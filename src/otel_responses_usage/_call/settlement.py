@@ -11,13 +11,15 @@ from opentelemetry.trace import NonRecordingSpan
 
 from .. import _fault
 from .._answer.state import AnswerState
+from .._call_record import CallRecord
 from .._facts.outcome import Ending, Outcome, ending_of
 from .._facts.request import Operation, ResponsesRequest
 from .._facts.response import Response
 from .._facts.usage import MissingReason, Usage, UsageSource
 from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
 from .._telemetry.neighbour import CallSpan
-from .._telemetry.record import Record, Retrieval, UncountedCall
+from .._telemetry.record import Record, Retrieval, call_record
+from .._telemetry.uncounted import UncountedCall
 from .services import Services
 
 # The usage was in the answer itself.
@@ -197,31 +199,35 @@ class Settlement:
         call, state = self._call, self._call.state
         first = state.first_delta_at
         start = call.start_ns - call.wall_clock_offset_ns  # by perf_counter, like `first`
-        self._services.telemetry.finish(
-            call.call_span,
-            Record(
-                request=call.request,
-                start_ns=call.start_ns,
-                end_ns=call.end_ns,
-                ending=ending or call.ending,
-                response=response,
-                events=state.events,
-                deltas=state.deltas,
-                time_to_first_chunk_s=None if first is None else (first - start) / 1e9,
-                gaps_s=state.gaps_s,
-                usage=usage,
-                source=source,
-                missing_reason=reason,
-                retrieval=retrieval,
-                request_id=call.request_id,
-                resend_count=call.resend_count,
-                is_received=source in _ANSWER_SOURCES and not call.has_left,
-            ),
+        record = Record(
+            request=call.request,
+            start_ns=call.start_ns,
+            end_ns=call.end_ns,
+            ending=ending or call.ending,
+            response=response,
+            events=state.events,
+            deltas=state.deltas,
+            time_to_first_chunk_s=None if first is None else (first - start) / 1e9,
+            gaps_s=state.gaps_s,
+            usage=usage,
+            source=source,
+            missing_reason=reason,
+            retrieval=retrieval,
+            request_id=call.request_id,
+            resend_count=call.resend_count,
+            is_received=source in _ANSWER_SOURCES and not call.has_left,
         )
+        self._services.telemetry.finish(call.call_span, record)
+        told, delivery = None, self._services.delivery
+        if delivery is not None and not call.request.is_fetch:
+            told = call_record(call.call_span, record)
+            delivery.put(told)
         if reason is not None and response.id is not None:
-            self._keep(response, reason, job)
+            self._keep(response, reason, job, told)
 
-    def _keep(self, response: Response, reason: MissingReason, job: Job | None) -> None:
+    def _keep(
+        self, response: Response, reason: MissingReason, job: Job | None, told: CallRecord | None
+    ) -> None:
         """Have the call counted if the application itself is shown its usage later."""
         request = self._call.request
         if request.operation is not Operation.CHAT:
@@ -233,7 +239,9 @@ class Settlement:
             request.completion_window,
             reason,
             NonRecordingSpan(self._call.call_span.span.get_span_context()),
+            self._call.call_span.baggage.on_points,
             has_tools=response.tools is not None,
+            told=told,
         )
         self._services.observation.keep(str(response.id), call, job)
 

@@ -6,7 +6,7 @@ import functools
 import json
 from collections import ChainMap
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from .._facts.request import (
@@ -18,23 +18,27 @@ from .._facts.request import (
     generating_operation,
 )
 
+# A call: what is known of it, and all its parameters with their content.
+Described: TypeAlias = tuple[ResponsesRequest, Mapping[str, Any]]
 
-def describe_options(client: Any, options: Any) -> ResponsesRequest | None:
+
+def describe_options(client: Any, options: Any) -> Described | None:
     """Return the parameters of the call with these options, or `None` if it is not a Responses call."""
     path, _, _ = options.url.partition("?")
     if "responses" not in path:
         return None
     operation = generating_operation(options.method, path)
     if operation is not None:
-        return describe_generation(operation, _body(options), server_of(client, options.url))
+        body = _body(options)
+        return describe_generation(operation, body, server_of(client, options.url)), body
     response_id = fetched_response_id(options.method, path)
     query = options.params if isinstance(options.params, Mapping) else {}
     if response_id is not None and query.get("stream") in (True, "true"):
-        return describe_fetch(unquote(response_id), query, server_of(client, options.url))
+        return describe_fetch(unquote(response_id), query, server_of(client, options.url)), query
     return None
 
 
-def describe_http_request(http_request: Any, client_class: type | None) -> ResponsesRequest | None:
+def describe_http_request(http_request: Any, client_class: type | None) -> Described | None:
     """Return the parameters of the call that this HTTP request was sent for, as `describe_options` does."""
     url = http_request.url
     operation = generating_operation(http_request.method, url.path)
@@ -42,8 +46,9 @@ def describe_http_request(http_request: Any, client_class: type | None) -> Respo
         return None
     azure = client_class is not None and is_azure(client_class)
     server = Server.from_url_parts(url.host, url.port, url.scheme, azure=azure)
-    body = json.loads(http_request.content)
-    return describe_generation(operation, body if isinstance(body, dict) else {}, server)
+    document = json.loads(http_request.content)
+    body = document if isinstance(document, dict) else {}
+    return describe_generation(operation, body, server), body
 
 
 def _body(options: Any) -> Mapping[str, Any]:

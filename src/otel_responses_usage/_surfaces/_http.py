@@ -146,10 +146,10 @@ class HttpSurface:
         scope = current_scope.get()
         if not scope.waits_for_call or not self._ledger.accepts_calls:
             return  # most calls are seen, and have a scope
-        request = describe_http_request(error.request, client_class)
-        if request is None:
+        call = describe_http_request(error.request, client_class)
+        if call is None:
             return
-        invocation = self._opener.open(request, None, scope, scope.take_start_ns())
+        invocation = self._opener.open(*call, None, scope, scope.take_start_ns())
         if scope is not NO_SCOPE:
             scope.invocation = invocation  # which ends with the scope
         if invocation is not None:
@@ -184,9 +184,10 @@ class HttpSurface:
             if client is None and args:  # the method was stored from the class, and not bound
                 client, args = args[0], args[1:]
             options = kwargs["options"] if "options" in kwargs else args[1]
-            request = describe_options(client, options)
-            if request is not None:
-                invocation = self._opener.open(request, options.headers, outer, outer.take_start_ns())
+            call = describe_options(client, options)
+            if call is not None:
+                start_ns = outer.take_start_ns()
+                invocation = self._opener.open(*call, options.headers, outer, start_ns)
         except Exception:
             _fault.report("opening a call")
         return None if invocation is None and outer is NO_SCOPE else RequestScope(invocation)
@@ -200,12 +201,12 @@ class HttpSurface:
             The call, and a scope to process its answer in, if it has no scope yet.
 
         """
-        request = describe_options(client, options)
-        if request is None:
+        call = describe_options(client, options)
+        if call is None:
             return None, None
         self.classes.cover_client(client)
         start_ns = scope.take_start_ns()
-        invocation = self._opener.open(request, options.headers, scope, start_ns or _sent_ns(response))
+        invocation = self._opener.open(*call, options.headers, scope, start_ns or _sent_ns(response))
         if invocation is not None:
             invocation.on_resend(_resend_count(response.request))
         if scope is NO_SCOPE:

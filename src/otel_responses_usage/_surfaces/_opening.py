@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from opentelemetry import context, trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
@@ -30,6 +31,7 @@ class CallOpener:
     def open(
         self,
         request: ResponsesRequest,
+        parameters: Mapping[str, Any],
         headers: object,
         scope: RequestScope,
         start_ns: int | None,
@@ -38,7 +40,8 @@ class CallOpener:
         """Open a call in this scope, unless it is suppressed by the application or not recorded.
 
         Args:
-            request: The parameters of the call.
+            request: What is known of the call.
+            parameters: All its parameters, with their content.
             headers: The headers that the SDK was given for it.
             scope: The scope of its HTTP request.
             start_ns: When it began, in nanoseconds of the wall clock; now by default.
@@ -53,11 +56,13 @@ class CallOpener:
         if (self._looks_for_neighbours or is_suppressed) and request.operation is _CHAT:
             neighbour = self._neighbours.find(here, request, headers)
         if neighbour is None and is_enabled:
-            return self._ledger.open(request, None, start_ns, link)
+            return self._ledger.open(request, None, start_ns, link, parameters)
         invocation = None
         if not is_suppressed or (neighbour is not None and neighbour.suppresses):
             neighbour_or_none = neighbour if self._looks_for_neighbours else None
-            invocation = self._open_enabled(request, neighbour_or_none, start_ns, link, is_enabled)
+            invocation = self._open_enabled(
+                request, parameters, neighbour_or_none, start_ns, link, is_enabled
+            )
         if invocation is None and neighbour is not None:
             neighbour.release()
         return invocation
@@ -65,6 +70,7 @@ class CallOpener:
     def _open_enabled(
         self,
         request: ResponsesRequest,
+        parameters: Mapping[str, Any],
         neighbour: FoundNeighbour | None,
         start_ns: int | None,
         link: SpanContext | None,
@@ -72,9 +78,9 @@ class CallOpener:
     ) -> Invocation | None:
         """Open a call. Some tracers make no span while instrumentation is suppressed, so here it is not."""
         if is_enabled:
-            return self._ledger.open(request, neighbour, start_ns, link)
+            return self._ledger.open(request, neighbour, start_ns, link, parameters)
         token = context.attach(trace.set_span_in_context(trace.get_current_span(), context.Context()))
         try:
-            return self._ledger.open(request, neighbour, start_ns, link)
+            return self._ledger.open(request, neighbour, start_ns, link, parameters)
         finally:
             context.detach(token)

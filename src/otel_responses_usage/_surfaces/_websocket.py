@@ -7,7 +7,7 @@ import inspect
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -165,17 +165,21 @@ class _Caller:
             self._server = Server.from_url_parts(url.host, url.port, scheme, azure=azure)
             self._make_target = _TargetFactory(opened.client, url.copy_with(scheme=scheme), socket.request)
 
-    def describe(self, message: dict[str, Any]) -> ResponsesRequest:
-        """Return the parameters of the call that a message makes."""
+    def describe(self, message: Mapping[str, Any]) -> ResponsesRequest:
+        """Return what is known of the call that a message makes."""
         return describe_message(message, self._server)
 
     def open_call(
-        self, request: ResponsesRequest, sent: SentMessage, link: SpanContext | None = None
+        self,
+        request: ResponsesRequest,
+        parameters: Mapping[str, Any],
+        sent: SentMessage,
+        link: SpanContext | None = None,
     ) -> Invocation | None:
         """Open a call in the context in which its message was sent."""
         token = otel_context.attach(sent.context)
         try:
-            invocation = self._opener.open(request, None, NO_SCOPE, sent.start_ns, link)
+            invocation = self._opener.open(request, parameters, None, NO_SCOPE, sent.start_ns, link)
         finally:
             otel_context.detach(token)
         connection = self._connection_ref()

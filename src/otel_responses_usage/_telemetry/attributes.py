@@ -30,9 +30,6 @@ _REQUEST_ATTRIBUTES: Final = tuple(
         ("output_type", names.OUTPUT_TYPE),
         ("service_tier", names.OPENAI_REQUEST_SERVICE_TIER),
         ("response_id", names.RESPONSE_ID),
-        ("protocol", names.NETWORK_PROTOCOL_NAME),
-        ("lane", names.STREAM_LANE),
-        ("generate", names.REQUEST_GENERATE),
     )
 )
 
@@ -58,15 +55,21 @@ def start_attributes(request: ResponsesRequest) -> dict[str, AttributeValue]:
         attributes |= without_none(
             {names.PROMPT_NAME: request.prompt.name, names.PROMPT_VERSION: request.prompt.version}
         )
+    if request.protocol is not None:
+        attributes |= without_none(
+            {
+                names.NETWORK_PROTOCOL_NAME: request.protocol,
+                names.STREAM_LANE: request.lane,
+                names.REQUEST_GENERATE: request.generate,
+            }
+        )
     return attributes
 
 
 def end_attributes(record: Record) -> dict[str, AttributeValue]:
     """Return the attributes at the end of a span."""
     response, is_fetch = record.response, record.request.is_fetch
-    # A response that still runs in the background has no finish reason yet.
-    has_finished = record.events or not response.is_running
-    reason = record.ending.finish_reason(response) if has_finished else None
+    reason = record.finish_reason
     attributes: dict[str, AttributeValue | None] = {
         names.RESPONSE_ID: response.id,
         names.RESPONSE_MODEL: response.model,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
 from opentelemetry import metrics
 from opentelemetry.context import Context
@@ -15,9 +15,18 @@ from .._facts.tools import ToolUsage
 from .._facts.usage import Usage
 from . import semconv as names
 from .attributes import call_attributes, model_attributes, without_none
-from .record import Record, UncountedCall
+from .record import Record
+from .uncounted import UncountedCall
 
 _RecordPoint: TypeAlias = Callable[[int, dict[str, AttributeValue], Context], None]
+
+
+class Origin(NamedTuple):
+    """What every point of a call has: the context of its span, and the attributes from baggage."""
+
+    context: Context
+    labels: Mapping[str, str]
+
 
 _IMAGE_GENERATION: Final = "image_generation_call"
 # A server names the types of its tools. Each type makes series of metrics.
@@ -169,6 +178,11 @@ class OwnInstruments:
             names.METRIC_RATE_LIMIT_LIMIT,
             description="A rate limit as the last answer told it, in tokens or requests.",
         )
+        self._on_call_losses = meter.create_counter(
+            names.METRIC_ON_CALL_LOSSES,
+            unit="{call}",
+            description="Calls whose record the application's own function did not take.",
+        )
         self._tool_types: dict[str, None] = {}
 
     @property
@@ -178,12 +192,12 @@ class OwnInstruments:
         instrument = getattr(self._calls, "_real_instrument", self._calls)
         return instrument is not None and not isinstance(instrument, metrics.NoOpCounter)
 
-    def record(self, record: Record, context: Context) -> None:
+    def record(self, record: Record, origin: Origin) -> None:
         """Record an ended call."""
         request = record.request
         if record.resend_count:
             attributes = model_attributes(request.server.provider, request.model)
-            self._retries.add(record.resend_count, {**attributes}, context)
+            self._retries.add(record.resend_count, {**origin.labels, **attributes}, origin.context)
         if request.is_fetch:
             return
         attributes = call_attributes(
@@ -193,61 +207,67 @@ class OwnInstruments:
             record.source,
             record.missing_reason,
         )
-        self._calls.add(1, {**attributes}, context)
+        self._calls.add(1, {**origin.labels, **attributes}, origin.context)
         if record.retrieval is not None:
             result = record.source or record.missing_reason
             self._retrieval_duration.record(
                 record.retrieval.duration_s,
-                {names.RETRIEVAL_RESULT: result.value if result else "none"},
-                context,
+                {**origin.labels, names.RETRIEVAL_RESULT: result.value if result else "none"},
+                origin.context,
             )
 
-    def record_tools(self, tools: ToolUsage, provider: str, model: str | None, context: Context) -> None:
+    def record_tools(self, tools: ToolUsage, provider: str, model: str | None, origin: Origin) -> None:
         """Record the use of hosted tools in one response. A count of zero makes no point."""
-        common = model_attributes(provider, model)
+        common = {**origin.labels, **model_attributes(provider, model)}
         for kind, count in tools.calls:
-            self._tool_calls.add(count, {**common, names.TOOL_TYPE: self._tool_type(kind)}, context)
+            self._tool_calls.add(count, {**common, names.TOOL_TYPE: self._tool_type(kind)}, origin.context)
         if tools.web_search_requests:
-            self._web_search_requests.add(tools.web_search_requests, {**common}, context)
+            self._web_search_requests.add(tools.web_search_requests, {**common}, origin.context)
         image_tokens = {"input": tools.image_input_tokens, "output": tools.image_output_tokens}
         for token_type, tokens in image_tokens.items():
             if tokens:
                 attributes = {**common, names.TOOL_TYPE: _IMAGE_GENERATION, names.TOKEN_TYPE: token_type}
-                self._tool_tokens.add(tokens, attributes, context)
+                self._tool_tokens.add(tokens, attributes, origin.context)
 
     def record_rate_limits(
-        self, limits: Sequence[RateLimit], request: ResponsesRequest, context: Context
+        self, limits: Sequence[RateLimit], request: ResponsesRequest, origin: Origin
     ) -> None:
         """Record the rate limits that the headers of an answer told."""
         server = request.server
         for kind, limit, remaining in limits:
             attributes = {
+                **origin.labels,
                 **model_attributes(server.provider, request.model),
                 **without_none({names.SERVER_ADDRESS: server.address, names.SERVER_PORT: server.port}),
                 names.RATE_LIMIT_TYPE: kind,
             }
             if limit is not None:
-                self._rate_limit.set(limit, attributes, context)
+                self._rate_limit.set(limit, attributes, origin.context)
             if remaining is not None:
-                self._rate_limit_remaining.set(remaining, attributes, context)
+                self._rate_limit_remaining.set(remaining, attributes, origin.context)
 
-    def count_late_usage(self, call: UncountedCall, context: Context) -> None:
+    def count_late_usage(self, call: UncountedCall, origin: Origin) -> None:
         """Count a call whose usage became known after it had been recorded."""
         attributes = {
+            **origin.labels,
             **model_attributes(call.server.provider, call.model),
             names.USAGE_MISSING_REASON: call.missing_reason.value,
         }
-        self._late_usage.add(1, attributes, context)
+        self._late_usage.add(1, attributes, origin.context)
 
-    def add_pending(self, change: int, context: Context) -> None:
+    def add_pending(self, change: int, origin: Origin) -> None:
         """Add to the number of calls that wait for their usage."""
-        self._pending.add(change, None, context)
+        self._pending.add(change, {**origin.labels}, origin.context)
 
     def count_circuit(self, address: str, port: int | None, change: int) -> None:
         """Add to the number of open circuits."""
         self._open_circuits.add(
             change, without_none({names.SERVER_ADDRESS: address or None, names.SERVER_PORT: port})
         )
+
+    def count_on_call_loss(self, loss: str) -> None:
+        """Count one record that the application's own function did not take."""
+        self._on_call_losses.add(1, {names.ON_CALL_LOSS: loss})
 
     def count_fault(self) -> None:
         """Count one error of the instrumentation itself."""

@@ -9,6 +9,7 @@ from opentelemetry.trace import Span, SpanContext
 
 from .._facts.response import Response
 from .._facts.usage import Usage
+from .baggage import NO_BAGGAGE, CallBaggage
 
 
 class Neighbour(Protocol):
@@ -66,9 +67,11 @@ class CallSpan(NamedTuple):
             neighbour's span, or of the span in which the call was made.
         is_own: Whether it is our `chat` span.
         neighbour: Who else has a span of the call.
+        baggage: Attributes that the application gave its caller's context.
 
     """
 
     span: Span
     is_own: bool = True
     neighbour: Neighbour | None = None
+    baggage: CallBaggage = NO_BAGGAGE

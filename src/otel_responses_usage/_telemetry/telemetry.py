@@ -9,6 +9,7 @@ from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
 
 from .. import _fault
+from .._call_record import CallRecord
 from .._facts.headers import RateLimit
 from .._facts.outcome import Outcome
 from .._facts.request import ResponsesRequest
@@ -22,9 +23,11 @@ from .attributes import (
     usage_span_attributes,
     without_none,
 )
-from .instruments import GenAIInstruments, OwnInstruments
+from .baggage import NO_BAGGAGE, BaggageReader
+from .instruments import GenAIInstruments, Origin, OwnInstruments
 from .neighbour import CallSpan, Neighbour
-from .record import Record, UncountedCall
+from .record import Record, call_record
+from .uncounted import UncountedCall
 
 
 class Telemetry:
@@ -35,8 +38,13 @@ class Telemetry:
         tracer: trace.Tracer,
         meter: metrics.Meter,
         generations: Sequence[names.Generation] = (names.CURRENT,),
+        baggage_keys: Sequence[str] = (),
+        response_hook: Callable[[Span, CallRecord], object] | None = None,
     ) -> None:
         self._tracer = tracer
+        self._reads_baggage = bool(baggage_keys)
+        self._baggage = BaggageReader(baggage_keys)
+        self._response_hook = response_hook
         self._has_sdk = False
         self._instruments = [
             GenAIInstruments(meter, generation, has_fetches=generation is generations[0])
@@ -63,18 +71,19 @@ class Telemetry:
             link: The context of the span of a call that led to this one.
 
         """
+        baggage = self._baggage.read() if self._reads_baggage else NO_BAGGAGE
         if neighbour is not None or not has_span:
             parent = neighbour.context if neighbour else trace.get_current_span().get_span_context()
-            return CallSpan(NonRecordingSpan(parent), is_own=False, neighbour=neighbour)
-        return CallSpan(
-            self._tracer.start_span(
-                request.span_name,
-                kind=SpanKind.CLIENT,
-                attributes=start_attributes(request),
-                links=None if link is None else (Link(link),),
-                start_time=start_ns,
-            )
+            return CallSpan(NonRecordingSpan(parent), False, neighbour, baggage)
+        attributes = start_attributes(request)
+        span = self._tracer.start_span(
+            request.span_name,
+            kind=SpanKind.CLIENT,
+            attributes=attributes if baggage is NO_BAGGAGE else {**baggage.on_span, **attributes},
+            links=None if link is None else (Link(link),),
+            start_time=start_ns,
         )
+        return CallSpan(span, True, None, baggage)
 
     @property
     def has_sdk(self) -> bool:
@@ -96,17 +105,21 @@ class Telemetry:
 
     def add_pending(self, call_span: CallSpan, change: int) -> None:
         """Add `change` to the number of calls that wait for their usage."""
-        _run_step(self._own_instruments.add_pending, change, _context_of(call_span.span))
+        _run_step(self._own_instruments.add_pending, change, _origin_of(call_span))
 
     def record_rate_limits(
         self, limits: Sequence[RateLimit], request: ResponsesRequest, call_span: CallSpan
     ) -> None:
         """Record the rate limits that the headers of an answer told."""
-        _run_step(self._own_instruments.record_rate_limits, limits, request, _context_of(call_span.span))
+        _run_step(self._own_instruments.record_rate_limits, limits, request, _origin_of(call_span))
 
     def count_circuit(self, address: str, port: int | None, change: int) -> None:
         """Add `change` to the number of open circuits: 1 if one opens, -1 if one closes."""
         self._own_instruments.count_circuit(address, port, change)
+
+    def count_on_call_loss(self, loss: str) -> None:
+        """Count one record that the application's own function did not take."""
+        self._own_instruments.count_on_call_loss(loss)
 
     def count_fault(self) -> None:
         """Count one error of the instrumentation itself."""
@@ -123,12 +136,13 @@ class Telemetry:
         token = attach(Context())
         try:
             is_told = neighbour is not None and _is_told(neighbour, record)
-            _run_step(self._record_metrics, record, _context_of(span), neighbour, is_told)
+            _run_step(self._record_metrics, record, _origin_of(call_span), neighbour, is_told)
             if neighbour is not None:
-                _run_step(self._add_to_neighbour, span, record, neighbour, is_told)
+                _run_step(self._add_to_neighbour, call_span, record, neighbour, is_told)
             elif call_span.is_own:
                 if span.is_recording():
                     _run_step(self._set_attributes, span, record)
+                _run_step(self._run_hook, call_span, record)
                 _run_step(span.end, record.end_ns)
         finally:
             detach(token)
@@ -143,21 +157,31 @@ class Telemetry:
         """
         token = attach(Context())
         try:
-            _run_step(self._record_late_metrics, call, response, _context_of(call.span))
+            origin = Origin(_context_of(call.span), call.labels)
+            _run_step(self._record_late_metrics, call, response, origin)
         finally:
             detach(token)
 
-    def _record_late_metrics(self, call: UncountedCall, response: Response, context: Context) -> None:
+    def _run_hook(self, call_span: CallSpan, record: Record) -> None:
+        if self._response_hook is not None:
+            self._response_hook(call_span.span, call_record(call_span, record))
+
+    def _record_late_metrics(self, call: UncountedCall, response: Response, origin: Origin) -> None:
         key = (call.operation, call.server, call.model, response.model)
-        attributes = common_attributes(*key, response.service_tier, call.completion_window)
+        attributes = {
+            **call.labels,
+            **common_attributes(*key, response.service_tier, call.completion_window),
+        }
         if response.usage is not None:
             for instruments in self._instruments:
-                instruments.record_tokens(response.usage, attributes, context)
+                instruments.record_tokens(response.usage, attributes, origin.context)
         if response.tools is not None and not call.has_tools:
-            self._own_instruments.record_tools(response.tools, call.server.provider, call.model, context)
-        self._own_instruments.count_late_usage(call, context)
+            self._own_instruments.record_tools(response.tools, call.server.provider, call.model, origin)
+        self._own_instruments.count_late_usage(call, origin)
 
-    def _add_to_neighbour(self, span: Span, record: Record, neighbour: Neighbour, is_told: bool) -> None:
+    def _add_to_neighbour(
+        self, call_span: CallSpan, record: Record, neighbour: Neighbour, is_told: bool
+    ) -> None:
         """Write what the neighbour does not know: on its span, and in a span of its own below that."""
         if record.is_refused:
             neighbour.release()
@@ -165,13 +189,13 @@ class Telemetry:
             # At the end of the call and without a length: it is a fact about the call and no work of its own.
             usage_span = self._tracer.start_span(
                 f"usage {record.request.model}" if record.request.model else "usage",
-                context=_context_of(span),
-                attributes=without_none(usage_span_attributes(record)),
+                context=_context_of(call_span.span),
+                attributes={**call_span.baggage.on_span, **without_none(usage_span_attributes(record))},
                 start_time=record.end_ns,
             )
             usage_span.end(record.end_ns)
         if neighbour.can_be_added_to:
-            neighbour.add(without_none(own_attributes(record)))
+            neighbour.add({**call_span.baggage.on_span, **without_none(own_attributes(record))})
 
     def _set_attributes(self, span: Span, record: Record) -> None:
         span.set_attributes(end_attributes(record))
@@ -179,12 +203,16 @@ class Telemetry:
             span.set_status(Status(StatusCode.ERROR))
 
     def _record_metrics(
-        self, record: Record, context: Context, neighbour: Neighbour | None, is_told: bool
+        self, record: Record, origin: Origin, neighbour: Neighbour | None, is_told: bool
     ) -> None:
         request, response, error_type = record.request, record.response, record.ending.error_type
         key, tier = (request.operation, request.server, request.model, response.model), response.service_tier
-        common, of_duration = {**common_attributes(*key)}, {**common_attributes(*key, tier)}
+        context, labels = origin
+        common = {**labels, **common_attributes(*key)}
+        of_duration = {**labels, **common_attributes(*key, tier)}
         of_tokens = common_attributes(*key, tier, request.completion_window)
+        if labels:
+            of_tokens = {**labels, **of_tokens}
         if error_type:
             of_duration[names.ERROR_TYPE] = error_type
         for instruments in self._instruments:
@@ -194,10 +222,10 @@ class Telemetry:
             is_left_to_other = other is not None and is_told and other.records_tokens
             if record.usage is not None and not request.is_fetch and not is_left_to_other:
                 instruments.record_tokens(record.usage, of_tokens, context)
-        self._own_instruments.record(record, context)
+        self._own_instruments.record(record, origin)
         if response.tools is not None and not request.is_fetch:
             provider = request.server.provider
-            self._own_instruments.record_tools(response.tools, provider, request.model, context)
+            self._own_instruments.record_tools(response.tools, provider, request.model, origin)
 
 
 def _is_told(neighbour: Neighbour, record: Record) -> bool:
@@ -214,11 +242,15 @@ def _is_told(neighbour: Neighbour, record: Record) -> bool:
         return False
 
 
-def _run_step(step: Callable[..., None], *args: object) -> None:
+def _run_step(step: Callable[..., object], *args: object) -> None:
     try:
         step(*args)
     except Exception:
         _fault.report("telling of a call")
+
+
+def _origin_of(call_span: CallSpan) -> Origin:
+    return Origin(_context_of(call_span.span), call_span.baggage.on_points)
 
 
 def _context_of(span: Span) -> Context:

@@ -1,0 +1,44 @@
+"""Functions of the application that take part in every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from opentelemetry.trace import Span
+
+from .. import _fault
+
+
+class Hooks(NamedTuple):
+    """Functions that the application gave to `instrument()`. What they raise is contained and counted.
+
+    Attributes:
+        on_request: Called with the span and the parameters of each call, when it begins.
+        excludes: Returns whether a call with these parameters is not to be recorded.
+
+    """
+
+    on_request: Callable[[Span, Mapping[str, Any]], object] | None = None
+    excludes: Callable[[Mapping[str, Any]], object] | None = None
+
+    def accepts(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether a call with these parameters is to be recorded."""
+        if self.excludes is None:
+            return True
+        try:
+            return not self.excludes(parameters)
+        except Exception:
+            _fault.report("asking the application whether a call is excluded")
+            return True
+
+    def begin(self, span: Span, parameters: Mapping[str, Any]) -> None:
+        """Tell that a call begins."""
+        if self.on_request is not None:
+            try:
+                self.on_request(span, parameters)
+            except Exception:
+                _fault.report("running the request hook")
+
+
+NO_HOOKS: Final = Hooks()
