@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,14 @@ MODEL = "gpt-5.4-mini"
 # The size of a call: the service `shop` of budgets.yml can afford some 400 of them in a month.
 BILLED = usage(1_000_000, 200_000, cached=400_000)
 
+# The headers of an answer of a server that limits rates.
+LIMITS = {
+    "x-ratelimit-limit-tokens": "2000000",
+    "x-ratelimit-remaining-tokens": "1500000",
+    "x-ratelimit-limit-requests": "500",
+    "x-ratelimit-remaining-requests": "499",
+}
+
 # What becomes of a call is the one word of its prompt.
 SHOP = """
 import sys
@@ -41,11 +49,19 @@ import time
 import openai
 
 clients = {key: openai.OpenAI(api_key=key, max_retries=0) for key in ("sk-shop", "sk-lost")}
+WINDOW = {"background": True, "extra_body": {"background_options": {"completion_window": "2h"}}}
 
 
 def play(call):
     # Calls whose responses are not to be found have a key, and so a circuit, of their own.
     client = clients["sk-lost" if call == "lost" else "sk-shop"]
+    if call == "deferred":
+        deferred = client.responses.create(model="gpt-5.4-mini", input=call, **WINDOW)
+        client.responses.retrieve(deferred.id)
+        return
+    if call in ("tools", "repeated"):
+        client.with_options(max_retries=1).responses.create(model="gpt-5.4-mini", input=call)
+        return
     stream = client.responses.create(model="gpt-5.4-mini", input=call, stream=True)
     if call == "abandoned":
         next(stream)
@@ -72,9 +88,31 @@ def hasten(text: str) -> str:
     return DURATION.sub(lambda found: f"{int(found[1]) * SECONDS[found[2]] * 1000 // FASTER}ms", text)
 
 
+def price_examples() -> str:
+    """The price table with its commented rows taken in."""
+    text = (RULES / "prices.yml").read_text("utf-8")
+    return re.sub(r"(?m)^      # (- record|  expr|  labels):", r"      \1:", text)
+
+
+def with_tools(request: SeenRequest) -> Reply:
+    """An answer of hosted tools. Its tier and one of the tools have no price."""
+    body = Answer(usage=BILLED).response(request.json)
+    body["service_tier"] = "priority"
+    kinds = ("web_search_call", "file_search_call", "image_generation_call", "code_interpreter_call")
+    body["output"] += [{"id": f"item_{kind}", "type": kind, "status": "completed"} for kind in kinds]
+    images = {"input_tokens": 50, "output_tokens": 4000, "total_tokens": 4050}
+    body["tool_usage"] = {"web_search": {"num_requests": 2}, "image_gen": images}
+    return Reply.json(body, headers=LIMITS)
+
+
 def plan(request: SeenRequest) -> Plan | Reply:
     """What the server does about a call."""
     answer = Answer(usage=BILLED)
+    if request.json["input"] == "tools":
+        return with_tools(request)
+    if request.json["input"] == "repeated" and request.headers["x-stainless-retry-count"] == "0":
+        refused = error(503, "Overloaded.", code="server_error")
+        return replace(refused, headers={**refused.headers, "retry-after-ms": "1"})
     plans: dict[str, Plan | Reply] = {
         "whole": Plan(answer, pace=0.01),
         "closed": Plan(answer, pace=0.01, end=Hold()),
@@ -83,6 +121,8 @@ def plan(request: SeenRequest) -> Plan | Reply:
         "truncated": Plan(answer, cut_after=6),
         "lost": Plan(answer, pace=0.01, fate="lost"),
         "refused": error(429, "Slow down.", code="rate_limit_exceeded"),
+        "deferred": Plan(answer),
+        "repeated": Plan(answer),
     }
     return plans[request.json["input"]]
 
@@ -105,8 +145,10 @@ class Notice:
 class Stack:
     """Collector, Jaeger, Prometheus, Alertmanager and somebody who is told; services that make calls."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, prices: str | None = None) -> None:
+        """The stack of a directory of its own, with another price table if there is one."""
         self.directory = directory
+        self._prices = prices
         self.notices: list[Notice] = []
         self.jaeger = Jaeger(directory / "jaeger")
         self.collector = Collector(directory / "collector", JAEGER_OTLP_ENDPOINT=self.jaeger.otlp_endpoint)
@@ -152,7 +194,9 @@ class Stack:
         copy = self.directory / "configuration" / name
         shutil.copytree(EXAMPLE / name, copy)
         for path in copy.glob("*.yml"):
-            text = hasten(path.read_text("utf-8"))
+            # A price table has no durations. What looks like one is the label of a completion window.
+            text = path.read_text("utf-8")
+            text = self._prices or text if path.name == "prices.yml" else hasten(text)
             for address, here in addresses.items():
                 text = text.replace(address, here)
             path.write_text(text, "utf-8")

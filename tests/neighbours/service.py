@@ -34,7 +34,7 @@ def main(*calls: str) -> None:
             with contextlib.suppress(openai.APIStatusError):
                 scenario(of_scenario, model)
         assert ours.flush(FLUSH_S), "look-ups are still pending"
-        # Spans first, as with the default intervals: the cached share is known when the tokens arrive.
+        # Spans first, as with the default intervals.
         trace.get_tracer_provider().force_flush()  # type: ignore[attr-defined]
         metrics.get_meter_provider().force_flush()  # type: ignore[attr-defined]
         sys.stdout.write("exported\n")

@@ -6,15 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from stack import Stack
+from stack import Stack, price_examples
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Every program running, and the service `cafe` at work."""
-    calls = ("whole", "whole", "whole", "closed", "cut", "truncated", "lost", "lost", "abandoned", "refused")
+    calls = (
+        *("whole", "whole", "whole", "closed", "cut", "truncated", "lost", "lost", "abandoned", "refused"),
+        *("tools", "deferred", "repeated"),
+    )
     with (
-        Stack(tmp_path_factory.mktemp("stack")) as stack,
+        Stack(tmp_path_factory.mktemp("stack"), prices=price_examples()) as stack,
         stack.service("cafe", *calls, rounds=100_000),
     ):
         yield stack

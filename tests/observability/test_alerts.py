@@ -35,6 +35,8 @@ def test_a_budget_that_burns_pages_somebody_and_is_resolved(stack: Stack) -> Non
         ("OpenAIStreamsAbandoned", "/ticket"),
         ("OpenAIRetrievalFailing", "/ticket"),
         ("OpenAIRetrievalCircuitOpen", "/ticket"),
+        ("OpenAITokensWithoutPrice", "/ticket"),
+        ("OpenAIToolsWithoutPrice", "/ticket"),
     ],
 )
 def test_what_goes_wrong_in_a_service_is_told(stack: Stack, alert: str, receiver: str) -> None:
@@ -55,5 +57,7 @@ def test_nothing_is_told_without_reason(stack: Stack) -> None:
         "OpenAIStreamsAbandoned",
         "OpenAIRetrievalFailing",
         "OpenAIRetrievalCircuitOpen",
+        "OpenAITokensWithoutPrice",
+        "OpenAIToolsWithoutPrice",
     }
     assert {notice.alert for notice in stack.notices} <= expected

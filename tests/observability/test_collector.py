@@ -275,20 +275,59 @@ def test_exemplars_lead_to_spans(passed: Passed) -> None:
 
 
 def test_cached_tokens_are_counted_from_spans(passed: Passed) -> None:
-    """Both halves of the cached share are counters by service and model, summed over the demo's calls."""
-    told = [span.attributes for span in passed.receiver.spans]
-    told = [attributes for attributes in told if "gen_ai.usage.cache_read.input_tokens" in attributes]
-    labels = {"job": "otel-responses-usage-demo", "gen_ai_request_model": "gpt-5.4-mini"}
+    """Input tokens and the cached ones are counters by service, model and tier, over the demo's calls."""
+    labels = {"gen_ai_request_model": "gpt-5.4-mini", "openai_response_service_tier": "default"}
     for metric, attribute in {
         "openai_responses_spans_input_tokens_total": "gen_ai.usage.input_tokens",
         "openai_responses_spans_cached_input_tokens_total": "gen_ai.usage.cache_read.input_tokens",
     }.items():
-        total = sum(attributes[attribute] for attributes in told)
-        assert total > 0
-        wait_until(
-            lambda metric=metric, total=total: samples(passed.collector.scrape(), metric, **labels) == total,
-            f"{total} in {metric}",
-        )
+
+        def is_counted(metric: str = metric, attribute: str = attribute) -> bool:
+            told = [span.attributes for span in passed.receiver.spans if span.name == "chat gpt-5.4-mini"]
+            total = sum(attributes.get(attribute, 0) for attributes in told)
+            counted = samples(passed.collector.scrape(), metric, job="otel-responses-usage-demo", **labels)
+            return 0 < total == counted
+
+        wait_until(is_counted, f"sum of {attribute} in {metric}")
+
+
+def test_spans_are_counted_by_what_decides_the_price(passed: Passed) -> None:
+    """Calls, compactions and usage spans count by tier and window. The sum on an agent's span does not."""
+    before = len(passed.receiver.spans)
+    tracing = TracerProvider(resource=Resource.create({"service.name": "cached"}))
+    exporter = grpc_spans.OTLPSpanExporter(f"http://{passed.collector.grpc_endpoint}", insecure=True)
+    tracing.add_span_processor(SimpleSpanProcessor(exporter))
+    counts = {
+        "gen_ai.usage.input_tokens": 1000,
+        "gen_ai.usage.cache_read.input_tokens": 100,
+        "gen_ai.usage.cache_write.input_tokens": 10,
+    }
+    flex = {"openai.response.service_tier": "flex"}
+    window = {"openai_responses.request.completion_window": "2h"}
+    for name, attributes in (
+        ("chat m", {"gen_ai.operation.name": "chat", **counts, **flex}),
+        ("chat m", {"gen_ai.operation.name": "chat", "gen_ai.usage.input_tokens": 1000, **flex}),
+        ("compact m", {"gen_ai.operation.name": "compact", **counts}),
+        ("usage m", {**counts, **window}),  # it has no operation
+        ("invoke_agent a", {"gen_ai.operation.name": "invoke_agent", **counts}),
+        ("fetch_response", {"gen_ai.operation.name": "fetch_response"}),
+    ):
+        span = tracing.get_tracer("cached").start_span(name, attributes=attributes)
+        span.set_attribute("gen_ai.request.model", "m")
+        span.end()
+    tracing.shutdown()
+    passed.receiver.wait_for_spans(before + 6)
+    tier, of_window = "openai_response_service_tier", "openai_responses_request_completion_window"
+
+    def counted(kind: str, **labels: str) -> float:
+        name = f"openai_responses_spans_{kind}_total"
+        return samples(passed.collector.scrape(), name, job="cached", gen_ai_request_model="m", **labels)
+
+    wait_until(lambda: counted("input_tokens") == 4000, "input tokens of four spans")
+    assert [counted(kind) for kind in ("cached_input_tokens", "cache_write_input_tokens")] == [300, 30]
+    assert counted("input_tokens", **{tier: "flex"}) == 2000
+    assert counted("cached_input_tokens", **{tier: "flex"}) == 100
+    assert counted("cache_write_input_tokens", **{of_window: "2h"}) == 10
 
 
 def test_the_collector_tells_how_it_is(passed: Passed) -> None:

@@ -143,6 +143,11 @@ class Shop:
         """Wait until the rules have recorded so many calls, and all rules have been evaluated after that."""
         recorded = hasten("sum(sum_over_time(job_model_ending:openai_responses_calls:increase1m[1h]))")
         wait_until(lambda: self.ask(recorded) == {(): calls}, f"{calls} calls", 60)
+        # Cached tokens change the dollars some minutes later.
+        tokens = "job_model_tier_window_type:openai_responses_cached_tokens:increase1m"
+        cached = hasten(f"sum(sum_over_time({tokens}[1h]))")
+        expected = CACHED * sum(count for (_, kind), count in self.api.used().items() if kind == "input")
+        wait_until(lambda: self.ask(cached) == pytest.approx({(): expected}), f"{expected} cached tokens", 60)
         now = time.time()
         last = "max(timestamp(job:openai_responses_spend_budget:burn1d))"
         wait_until(lambda: self.ask(last).get((), 0) > now, "evaluation of the last rule", 60)
@@ -275,7 +280,7 @@ def test_cached_tokens_are_those_of_each_call_once(shop: Shop) -> None:
             f"sum by (gen_ai_request_model) (openai_responses_spans_{metric}_total)", "gen_ai_request_model"
         )
         assert counted == pytest.approx(expected)
-        recorded = f"job_model:openai_responses_spans_{metric}:increase1m"
+        recorded = f"job_model_tier_window:openai_responses_spans_{metric}:increase1m"
         assert shop.in_the_last_hour(recorded, "gen_ai_request_model") == pytest.approx(expected)
 
 

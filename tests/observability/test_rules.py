@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from otel_responses_usage import Config, Outcome, UsageSource
+from otel_responses_usage import Config, MissingReason, Outcome, UsageSource
 from otel_responses_usage._telemetry import semconv as _semconv
 from programs import run
-from stack import EXAMPLE, RULES, hasten
+from stack import EXAMPLE, RULES, hasten, price_examples
 
 
 def rules(path: Path) -> list[dict[str, Any]]:
@@ -37,9 +37,26 @@ METRICS = {
     _semconv.METRIC_PENDING: "",
     _semconv.METRIC_OPEN_CIRCUITS: "",
     _semconv.METRIC_FAULTS: "_total",
+    _semconv.METRIC_LATE_USAGE: "_total",
+    _semconv.METRIC_RETRIES: "_total",
+    _semconv.METRIC_TOOL_CALLS: "_total",
+    _semconv.METRIC_WEB_SEARCH_REQUESTS: "_total",
+    _semconv.METRIC_TOOL_TOKENS: "_total",
+    _semconv.METRIC_RATE_LIMIT_REMAINING: "",
+    _semconv.METRIC_RATE_LIMIT_LIMIT: "",
+    **{
+        metric.name: "_total"
+        for metric in _semconv.NEXT.tokens
+        if metric.field in ("input_tokens", "cache_read_input_tokens", "cache_write_input_tokens")
+        and metric.instrument is _semconv.TokenInstrument.COUNTER
+    },
 }
 # What the Collector makes of spans: see the connector in collector-config.yaml.
-OF_SPANS = {"openai_responses_spans_input_tokens_total", "openai_responses_spans_cached_input_tokens_total"}
+OF_SPANS = {
+    "openai_responses_spans_input_tokens_total",
+    "openai_responses_spans_cached_input_tokens_total",
+    "openai_responses_spans_cache_write_input_tokens_total",
+}
 
 
 def test_the_configuration_is_valid() -> None:
@@ -87,7 +104,11 @@ def test_the_rules_read_metrics_that_exist() -> None:
 
 @pytest.mark.parametrize(
     ("label", "values"),
-    [("openai_responses_stream_outcome", Outcome), ("openai_responses_retrieval_result", UsageSource)],
+    [
+        ("openai_responses_stream_outcome", Outcome),
+        ("openai_responses_retrieval_result", UsageSource),
+        ("openai_responses_usage_missing_reason", MissingReason),
+    ],
 )
 def test_the_rules_name_values_that_exist(label: str, values: type[Enum]) -> None:
     """Outcomes and sources that the rules select are those of the code."""
@@ -109,15 +130,31 @@ def test_pending_calls_alert_at_half_of_what_a_process_holds() -> None:
     assert expression.endswith(f"> {Config().max_pending // 2}")
 
 
-def test_every_model_has_all_its_prices() -> None:
-    """A model that is in the price table has a price for each kind of token."""
-    kinds: dict[str, set[str]] = {}
-    for rule in rules(RULES / "prices.yml"):
-        kinds.setdefault(rule["labels"]["gen_ai_request_model"], set()).add(
-            rule["labels"]["gen_ai_token_type"]
-        )
-    assert kinds
-    assert all(priced == {"input", "cached_input", "output"} for priced in kinds.values())
+def test_the_commented_prices_are_valid(tmp_path: Path) -> None:
+    """With the comment signs taken away the examples are rules, and each kind of price is among them."""
+    path = tmp_path / "prices.yml"
+    path.write_text(price_examples(), "utf-8")
+    assert "SUCCESS" in run("promtool", "check", "rules", path)
+    assert len(rules(path)) == len(re.findall(r"- record:", path.read_text("utf-8")))
+    read = "\n".join(EXPRESSIONS)
+    priced = {rule["record"] for rule in rules(path)}
+    assert priced == set(re.findall(r"openai_responses:price_dollars:per_(?:thousand|million)\w+", read))
+
+
+def test_every_model_has_all_its_prices(tmp_path: Path) -> None:
+    """A model, tier and window that is in the price table has a price for each kind of token."""
+    path = tmp_path / "prices.yml"
+    path.write_text(price_examples(), "utf-8")
+    kinds: dict[tuple[str, ...], set[str]] = {}
+    for rule in rules(path):
+        if rule["record"] == "openai_responses:price_dollars:per_million_tokens":
+            labels = rule["labels"]
+            key = (labels["gen_ai_request_model"], labels.get("tier", ""), labels.get("window", ""))
+            kinds.setdefault(key, set()).add(labels["gen_ai_token_type"])
+    assert len(kinds) == 3
+    assert all(
+        priced == {"input", "cached_input", "cache_write_input", "output"} for priced in kinds.values()
+    )
 
 
 def test_minutes_are_as_long_as_the_rules_think() -> None:
