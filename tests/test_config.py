@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "TAIL_TIMEOUT": 0.0,
     "SPANS": "auto",
     "BAGGAGE_KEYS": (),
+    "INPUT_COUNT": False,
     "ON_CALL": None,
 }
 

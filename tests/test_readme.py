@@ -38,6 +38,7 @@ OF_METRICS = {
     _semconv.RETRIEVAL_RESULT,
     _semconv.TOOL_TYPE,
     _semconv.RATE_LIMIT_TYPE,
+    _semconv.ON_CALL_LOSS,
 }
 ATTRIBUTES = {
     name + "*" if name.endswith(".") else name
@@ -168,14 +169,17 @@ def test_the_table_of_outcomes_has_their_status_and_error_type() -> None:
     assert told == error_types
 
 
+def _shown(default: object) -> str:
+    if type(default) in (int, float):
+        return f"{default:g}"
+    return str(default).lower() if isinstance(default, (bool, str)) else "none"
+
+
 def test_the_table_of_settings_has_every_setting_with_its_default() -> None:
     """Each field of `Config` is in the table under its variable, with its default, and no other is named."""
     settings = {f"OTEL_RESPONSES_USAGE_{field.name.upper()}": field.default for field in fields(Config)}
     told = {variable.strip("`"): default.strip("`") for variable, default, _ in table("variable")}
-    assert told == {
-        variable: str(default).lower() if isinstance(default, (bool, str)) else f"{default:g}"
-        for variable, default in settings.items()
-    }
+    assert told == {variable: _shown(default) for variable, default in settings.items()}
     assert set(re.findall(r"OTEL_RESPONSES_USAGE_\w+", README)) == set(told)
 
 

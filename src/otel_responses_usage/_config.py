@@ -49,6 +49,8 @@ class Config:
         baggage_keys: Baggage entries of the caller's context that become attributes of the span and of every
             metric, under their own names. Values are cut at 128 characters. On metrics each key has at most
             100 values; further ones are `other`.
+        input_count: Whether to ask the API for the input tokens of calls whose usage cannot be known. It
+            sends the content of the call once more, and holds it until then. It generates nothing.
         on_call: A function that is called with a `CallRecord` once per call, when its usage is known or given
             up on. It runs on a thread of this package, for one call after the other. What it raises is
             counted. In the environment it is named as `package.module:function`.
@@ -69,6 +71,7 @@ class Config:
     tail_timeout: float = 0.0
     spans: Spans = "auto"
     baggage_keys: tuple[str, ...] = ()
+    input_count: bool = False
     on_call: Callable[[CallRecord], object] | None = None
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from .._answer.message import MessageReader
 from .._answer.reception import Reception
 from .._facts.headers import AnswerHeaders
 from .._facts.outcome import ABANDONED, CANCELLED, CLOSED, EXIT, TRUNCATED, Ending, Outcome
-from .._facts.request import WEBSOCKET, ResponsesRequest
+from .._facts.request import WEBSOCKET, Operation, ResponsesRequest
 from .._facts.response import error_code
 from .._facts.usage import UsageSource
 from .._telemetry.neighbour import CallSpan
@@ -33,6 +33,7 @@ class Invocation:
 
     __slots__ = (
         "__weakref__",
+        "_content",
         "_decode_error",
         "_end_token",
         "_ended",
@@ -70,6 +71,7 @@ class Invocation:
         self._tail: CallTail | None = None
         self._decode_error: Ending | None = None
         self._reader_failed = False
+        self._content: bytes | None = None
         self._request_id: str | None = None
         self._resend_count = 0
         self._resent_at_s = 0.0  # when the last of these requests is sent, by `time.monotonic`
@@ -115,6 +117,15 @@ class Invocation:
         """Note that the SDK sends the request again, after so many seconds."""
         self._resend_count += count
         self._resent_at_s = time.monotonic() + delay_s
+
+    @property
+    def keeps_content(self) -> bool:
+        """Whether the body of the request is needed: input tokens may have to be counted."""
+        return self._services.config.input_count and self._request.operation is Operation.CHAT
+
+    def on_sent(self, content: bytes) -> None:
+        """Keep the body of the request until the call is recorded."""
+        self._content = content
 
     def on_answer(self, make_target: MakeTarget) -> bool:
         """Note that an answer arrives.
@@ -405,8 +416,10 @@ class Invocation:
             self._request_id,
             self._resend_count,
             self._has_left,
+            self._content,
         )
         make_target, self._make_target = self._make_target, None  # it holds the credentials
+        self._content = None
         Settlement(call, make_target, services).settle(is_cut_off=is_cut_off)
 
     @_fault.catch_and_report("ending a call")

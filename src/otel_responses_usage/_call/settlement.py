@@ -20,6 +20,7 @@ from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarg
 from .._telemetry.neighbour import CallSpan
 from .._telemetry.record import Record, Retrieval, call_record
 from .._telemetry.uncounted import UncountedCall
+from .input_count import InputCount
 from .services import Services
 
 # The usage was in the answer itself.
@@ -42,6 +43,7 @@ class EndedCall(NamedTuple):
         request_id: The server's id of the HTTP request.
         resend_count: How often the SDK sent the request again.
         has_left: Whether the application stopped to read before the end of the answer.
+        content: The body of its request, if input tokens are to be counted.
 
     """
 
@@ -55,6 +57,7 @@ class EndedCall(NamedTuple):
     request_id: str | None
     resend_count: int
     has_left: bool
+    content: bytes | None = None
 
 
 class Settlement:
@@ -64,7 +67,7 @@ class Settlement:
     look-up, with the end time of the call.
     """
 
-    __slots__ = ("_call", "_has_no_target", "_make_target", "_services")
+    __slots__ = ("_call", "_has_no_target", "_make_count_target", "_make_target", "_services")
 
     def __init__(self, call: EndedCall, make_target: MakeTarget | None, services: Services) -> None:
         """Record nothing yet.
@@ -78,6 +81,7 @@ class Settlement:
         """
         self._call = call
         self._make_target = make_target
+        self._make_count_target = make_target if call.content is not None else None
         self._has_no_target = False
         self._services = services
 
@@ -217,13 +221,37 @@ class Settlement:
             resend_count=call.resend_count,
             is_received=source in _ANSWER_SOURCES and not call.has_left,
         )
+        if reason is None or not self._count_input(record, reason, job):
+            self._tell(record, job)
+
+    def _count_input(self, record: Record, reason: MissingReason, job: Job | None) -> bool:
+        """Ask for the input tokens of the call, and record it after that; return whether that is done."""
+        make_target, self._make_count_target = self._make_count_target, None
+        call = self._call
+        if make_target is None or call.content is None or record.is_refused:
+            return False
+
+        def on_end(result: LookupResult, source: UsageSource) -> None:
+            if result.usage is None or result.response is None:
+                self._tell(record._replace(input_count=result.input_tokens), job)
+                return
+            response = record.response.merged_with(result.response)
+            known = record._replace(response=response, usage=result.usage, source=source, missing_reason=None)
+            self._tell(known, job)
+
+        server, services = call.request.server, self._services
+        count = InputCount(server, call.content, make_target, call.call_span, services, on_end)
+        return count.begin(record.response.id, reason)
+
+    def _tell(self, record: Record, job: Job | None) -> None:
+        """Write the span and the metrics, tell the application, and keep the call if it has no usage."""
+        call, delivery, told = self._call, self._services.delivery, None
         self._services.telemetry.finish(call.call_span, record)
-        told, delivery = None, self._services.delivery
         if delivery is not None and not call.request.is_fetch:
             told = call_record(call.call_span, record)
             delivery.put(told)
-        if reason is not None and response.id is not None:
-            self._keep(response, reason, job, told)
+        if record.missing_reason is not None and record.response.id is not None:
+            self._keep(record.response, record.missing_reason, job, told)
 
     def _keep(
         self, response: Response, reason: MissingReason, job: Job | None, told: CallRecord | None

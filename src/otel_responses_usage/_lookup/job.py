@@ -22,28 +22,32 @@ class LookupTarget(Protocol):
 class Endpoint(NamedTuple):
     """Look-ups with the same endpoint share one circuit breaker.
 
-    A server may store background responses and no others, and may accept one key and refuse another.
+    A server may store background responses and no others, and may accept one key and refuse another. It may
+    lack one route.
     """
 
     address: str
     port: int | None
     background: bool
     tenant: int
+    route: str = "responses"
 
 
 class LookupRequest(NamedTuple):
-    """Where a response is asked for, and how."""
+    """Where a response is asked for, and how. With content it is a POST, and otherwise a GET."""
 
     endpoint: Endpoint
     target: LookupTarget
+    content: bytes = b""
 
 
 class LookupResult(NamedTuple):
-    """The result of a look-up: the usage, or the reason why it is not known."""
+    """The result of a look-up: the usage, or the reason why it is not known; or a count of input tokens."""
 
     usage: Usage | None = None
     reason: MissingReason | None = None
     response: Response | None = None
+    input_tokens: int | None = None
 
 
 class LookupListener(Protocol):
@@ -75,6 +79,7 @@ class Job:
         listener: The call that gets the result.
         is_background: Whether the response may take minutes.
         asks_once: Whether to send one request only. Its failure says nothing about the server.
+        counts_input: Whether to ask for a count of input tokens instead of the response.
         attempts: Requests made so far.
         shown: The response, as the application was shown it during the look-up, or just after.
 
@@ -84,6 +89,7 @@ class Job:
         "_open",
         "asks_once",
         "attempts",
+        "counts_input",
         "is_background",
         "listener",
         "response_id",
@@ -101,6 +107,7 @@ class Job:
         *,
         is_background: bool = False,
         asks_once: bool = False,
+        counts_input: bool = False,
     ) -> None:
         self.server = server
         self.response_id = response_id
@@ -108,6 +115,7 @@ class Job:
         self.listener = listener
         self.is_background = is_background
         self.asks_once = asks_once
+        self.counts_input = counts_input
         self.attempts = 0
         self.shown: Response | None = None
         self._open: list[None] = [None]

@@ -15,7 +15,16 @@ from .. import _fault
 from .._facts.usage import MissingReason
 from .circuit import Change, Circuit, CircuitPolicy, Verdict, verdict_of
 from .job import Endpoint, Job, LookupRequest, LookupResult
-from .retrieval import Answer, Attempt, DeadlinePassed, Failure, RetrievalPolicy, Wait, retrieval_flow
+from .retrieval import (
+    Answer,
+    Attempt,
+    DeadlinePassed,
+    Failure,
+    RetrievalPolicy,
+    Wait,
+    count_flow,
+    retrieval_flow,
+)
 
 _SHORTEST_TIMEOUT_S: Final = 0.01
 # Where responses never end, a look-up sends one request. It is sent so long before the end of its time limit,
@@ -27,8 +36,8 @@ _LAST_REQUEST_SHARE: Final = 0.1
 class Retriever(Protocol):
     """Sends the requests. Any thread may call any method at any time."""
 
-    def get(self, target: Any, timeout_s: float) -> Answer:
-        """Send one request. Errors of the server and the network are part of the answer."""
+    def get(self, target: Any, timeout_s: float, content: bytes = b"") -> Answer:
+        """Send one request: a POST if there is content. Errors are part of the answer."""
         ...
 
     def close(self) -> None:
@@ -113,7 +122,12 @@ class LookUp:
         self._request = request
         # Only requests and the pauses between them count. Other delays are not caused by the server.
         self._left_s = job.timeout_s
-        self._flow = retrieval_flow(job.response_id, lookups.policy, asks_once=job.asks_once)
+        policy = lookups.policy
+        self._flow = (
+            count_flow(policy)
+            if job.counts_input
+            else retrieval_flow(job.response_id, policy, asks_once=job.asks_once)
+        )
         self._attempt: Attempt | None = None  # the next request, not sent yet
         self._asks_late: bool | None = None  # decided before the first request
         self._is_judged = False  # whether the circuit breaker learns of the result
@@ -198,7 +212,7 @@ class LookUp:
         timeout_s = max(_SHORTEST_TIMEOUT_S, min(attempt.timeout_s, self._left_s))
         self._is_judged = True
         with suppress_instrumentation():
-            answer = self._lookups.retriever.get(self._request.target, timeout_s)
+            answer = self._lookups.retriever.get(self._request.target, timeout_s, self._request.content)
         self._left_s -= time.monotonic() - began
         if answer.failure is Failure.RESOURCES:
             self._is_judged = False

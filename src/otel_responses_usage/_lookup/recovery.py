@@ -80,8 +80,12 @@ class Recovery:
             return MissingReason.OVERLOAD
         job.listener.on_accept()
         self._waiting[job] = None
-        # The same response id can occur twice. Each call keeps its own job.
-        self._by_response.setdefault((job.server, job.response_id), job)
+        key = job.server, job.response_id
+        if job.counts_input and job.response_id:
+            self._by_response[key] = job  # the look-up before it ends just now
+        elif job.response_id:
+            # The same response id can occur twice. Each call keeps its own job.
+            self._by_response.setdefault(key, job)
         reason = self._put(partial(self._begin, job), "looking a response up")
         if reason is not None:
             self._finish(job, LookupResult(None, reason))

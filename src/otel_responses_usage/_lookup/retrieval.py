@@ -36,6 +36,7 @@ class Answer(NamedTuple):
         response: The response in the body, `None` if the body is something else.
         retry_after_s: The seconds that the server asks the client to wait.
         failure: Why there is no HTTP status.
+        input_tokens: The count of input tokens in the body, if that was asked for.
 
     """
 
@@ -43,6 +44,7 @@ class Answer(NamedTuple):
     response: Response | None = None
     retry_after_s: float | None = None
     failure: Failure | None = None
+    input_tokens: int | None = None
 
 
 class Attempt(NamedTuple):
@@ -157,6 +159,20 @@ def retrieval_flow(response_id: str, policy: RetrievalPolicy, *, asks_once: bool
     except DeadlinePassed:
         pass
     return LookupResult(None, reason, seen)
+
+
+def count_flow(policy: RetrievalPolicy) -> RetrievalFlow:
+    """Return a generator that asks once for a count of input tokens; see `retrieval_flow`."""
+    try:
+        answer = yield Attempt(policy.attempt_timeout_s)
+    except DeadlinePassed:
+        return LookupResult(None, MissingReason.TIMEOUT)
+    assert answer is not None, "an attempt has an answer"  # noqa: S101  # the caller's contract
+    if answer.status == 200 and answer.input_tokens is not None:
+        return LookupResult(input_tokens=answer.input_tokens)
+    if answer.failure is None and not _may_recover(answer.status or 0):
+        return LookupResult(None, MissingReason.UNSUPPORTED)
+    return LookupResult(None, MissingReason.TRANSPORT_ERROR)
 
 
 def _may_recover(status: int) -> bool:

@@ -84,7 +84,7 @@ class Connections:
         self._interrupted = False
 
     def get(self, destination: Destination, request: bytes, timeout_s: float) -> Reply:
-        """Send a GET and return its answer.
+        """Send a request and return its answer.
 
         Raises:
             TimeoutError: The time was up.

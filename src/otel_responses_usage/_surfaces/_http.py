@@ -314,6 +314,8 @@ def _attach(invocation: Invocation, client: Any, response: Any) -> None:
     if not invocation.on_answer(make_target):
         return
     invocation.on_headers(_facts_of(response.headers))
+    if invocation.keeps_content:
+        invocation.on_sent(first.request.content)
     if _is_body_read(response):
         invocation.on_document(response.content)
     else:

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from .._facts.response import Response, is_response_object
+from .._facts.usage import reported_count
 from .._lookup.retrieval import Answer, Failure
 from .._lookup.worker import Pace
 from ._connections import Connections, Destination, NotConnectedError, Reply, lacks_resources
-from ._target import Target, origin_of
+from ._target import Target, content_headers, origin_of
 from ._transports import Transports
 
 _MOST_REDIRECTS: Final = 3
@@ -34,13 +35,13 @@ class HttpRetriever:
         self._connections = Connections(_LARGEST_BODY, pace)
         self._transports = Transports(_LARGEST_BODY)
 
-    def get(self, target: Target, timeout_s: float) -> Answer:
-        """Send one request. Errors of the server and the network are part of the answer."""
+    def get(self, target: Target, timeout_s: float, content: bytes = b"") -> Answer:
+        """Send one request: a POST if there is content. Errors are part of the answer."""
         ask = self._ask if target.settings.is_plain else self._transports.ask
         deadline, path = time.monotonic() + timeout_s, target.path
         try:
             for _ in range(_MOST_REDIRECTS):
-                reply = ask(target, path, max(0.001, deadline - time.monotonic()))
+                reply = ask(target, path, max(0.001, deadline - time.monotonic()), content)
                 again = _redirected(target, path, reply)
                 if again is None:
                     break
@@ -56,7 +57,10 @@ class HttpRetriever:
         except (http.client.HTTPException, ValueError):  # not HTTP; not a host name; an unknown encoding
             return Answer(failure=Failure.TRANSPORT)
         return Answer(
-            status=reply.status, response=_response(body), retry_after_s=_retry_after_s(reply.headers)
+            status=reply.status,
+            response=None if content else _response(body),
+            retry_after_s=_retry_after_s(reply.headers),
+            input_tokens=_input_tokens(body) if content else None,
         )
 
     def close(self) -> None:
@@ -68,7 +72,7 @@ class HttpRetriever:
         """End the requests that are under way."""
         self._connections.interrupt()
 
-    def _ask(self, target: Target, path: bytes, timeout_s: float) -> Reply:
+    def _ask(self, target: Target, path: bytes, timeout_s: float, content: bytes) -> Reply:
         settings, (scheme, host, port) = target.settings, target.origin
         destination = Destination(
             host.decode("ascii"),
@@ -77,8 +81,11 @@ class HttpRetriever:
             settings.uds,
             settings.local_address,
         )
-        lines = b"".join(b"%b: %b\r\n" % header for header in target.headers)
-        return self._connections.get(destination, b"GET %b HTTP/1.1\r\n%b\r\n" % (path, lines), timeout_s)
+        headers = (*target.headers, *content_headers(content))
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        method = b"POST" if content else b"GET"
+        request = b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method, path, lines, content)
+        return self._connections.get(destination, request, timeout_s)
 
 
 def _redirected(target: Target, path: bytes, reply: Reply) -> bytes | None:
@@ -116,6 +123,13 @@ def _response(content: bytes) -> Response | None:
     if isinstance(document, Mapping) and is_response_object(document):
         return Response.from_json(document)
     return None
+
+
+def _input_tokens(content: bytes) -> int | None:
+    try:
+        return reported_count(json.loads(content), "input_tokens")
+    except (ValueError, RecursionError):
+        return None
 
 
 def _retry_after_s(headers: http.client.HTTPMessage) -> float | None:

@@ -344,6 +344,13 @@ def _is_aiohttp(transport: Any) -> bool:
     return all("httpx_aiohttp" in module.split(".") for module in handler_modules(transport))
 
 
+def content_headers(content: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that a request with this content has besides those of its target."""
+    if not content:
+        return ()
+    return (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))
+
+
 def origin_of(url: Any) -> Origin:
     """Return the origin of a URL of the HTTP library."""
     return Origin(url.raw_scheme, url.raw_host, url.port)

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from .._lookup.imports import late_import
 from ._connections import NotConnectedError, Reply
-from ._target import Target, TransportSettings
+from ._target import Target, TransportSettings, content_headers
 
 _MOST_TRANSPORTS: Final = 16
 
@@ -31,13 +31,15 @@ class Transports:
         self._transports: dict[TransportSettings, Any] = {}
         self._users: dict[TransportSettings, int] = {}
 
-    def ask(self, target: Target, path: bytes, timeout_s: float) -> Reply:
-        """Send a GET and return its answer. Raises the same errors as `Connections.get`."""
+    def ask(self, target: Target, path: bytes, timeout_s: float, content: bytes) -> Reply:
+        """Send a request and return its answer. Raises the same errors as `Connections.get`."""
         settings, (scheme, host, port) = target.settings, target.origin
         library = sys.modules[settings.library]
         url = library.URL(scheme=scheme.decode(), host=host.decode(), port=port, raw_path=path)
         extensions = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)}
-        request = library.Request("GET", url, headers=list(target.headers), extensions=extensions)
+        headers = [*target.headers, *content_headers(content)]
+        method = "POST" if content else "GET"
+        request = library.Request(method, url, headers=headers, content=content, extensions=extensions)
         deadline = time.monotonic() + timeout_s
         with self._borrowed(settings) as transport:
             try:
@@ -52,10 +54,10 @@ class Transports:
                 raise OSError if _is_of_tls(error) else NotConnectedError from error
             except (library.TransportError, library.DecodingError) as error:
                 raise OSError from error
-        headers = http.client.HTTPMessage()
+        answer_headers = http.client.HTTPMessage()
         for name, value in response.headers.multi_items():
-            headers[name] = value
-        return Reply(response.status_code, headers, body)
+            answer_headers[name] = value
+        return Reply(response.status_code, answer_headers, body)
 
     def close(self) -> None:
         """Close the transports that are not in use."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import sys
 import weakref
 from collections import OrderedDict
@@ -185,6 +186,8 @@ class _Caller:
         connection = self._connection_ref()
         if invocation is not None:
             invocation.on_answer(self._make_target)
+            if invocation.keeps_content and parameters:
+                invocation.on_sent(json.dumps(parameters).encode())
             if connection is not None:
                 invocation.response_ref = weakref.ref(connection, invocation.on_garbage_collected)
         return invocation

@@ -38,6 +38,7 @@ _USAGE_SPAN_NAMES: Final = (
     names.STREAM_OUTCOME,
     names.USAGE_SOURCE,
     names.USAGE_MISSING_REASON,
+    names.INPUT_COUNT,
     names.RETRIEVAL_ATTEMPTS,
     names.RETRIEVAL_DURATION,
     names.COMPLETION_WINDOW,
@@ -102,6 +103,7 @@ def own_attributes(record: Record) -> dict[str, AttributeValue | None]:
         attributes[names.USAGE_SOURCE] = record.source.value if record.source else None
         reason = record.missing_reason
         attributes[names.USAGE_MISSING_REASON] = reason.value if reason else None
+        attributes[names.INPUT_COUNT] = record.input_count
         attributes[names.COMPLETION_WINDOW] = record.request.completion_window
         attributes[names.CACHE_MISS_REASON] = record.response.cache_miss_reason
         if record.response.tools is not None:

@@ -150,6 +150,11 @@ class OwnInstruments:
             unit="{call}",
             description="Calls whose usage the application was shown after they had been recorded.",
         )
+        self._input_count = meter.create_counter(
+            names.METRIC_INPUT_COUNT,
+            unit="{token}",
+            description="Input tokens of calls without usage, as the API counts them beforehand.",
+        )
         self._tool_calls = meter.create_counter(
             names.METRIC_TOOL_CALLS,
             unit="{call}",
@@ -208,6 +213,13 @@ class OwnInstruments:
             record.missing_reason,
         )
         self._calls.add(1, {**origin.labels, **attributes}, origin.context)
+        if record.input_count is not None and record.missing_reason is not None:
+            counted = {
+                **origin.labels,
+                **model_attributes(request.server.provider, request.model),
+                names.USAGE_MISSING_REASON: record.missing_reason.value,
+            }
+            self._input_count.add(record.input_count, counted, origin.context)
         if record.retrieval is not None:
             result = record.source or record.missing_reason
             self._retrieval_duration.record(
