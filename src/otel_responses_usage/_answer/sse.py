@@ -10,19 +10,25 @@ from typing import Any, Final, Protocol, TypeAlias
 _DATA: Final = b"data:"
 _LF: Final = 10
 _CR: Final = 13
-_BLANK_LINES: Final = (b"\r\n\r\n", b"\n\n")
+_LF_BLANK_LINE: Final = b"\n\n"
+_CRLF_BLANK_LINE: Final = b"\r\n\r\n"
+_BLANK_LINES: Final = (_CRLF_BLANK_LINE, _LF_BLANK_LINE)
 # Most servers write the type first. Then the first bytes of an event are enough to find it.
 _DATA_LINE_TYPE: Final = re.compile(rb'data:\s*\{\s*"type"\s*:\s*"([^"\\]{1,128})"')
 _EVENT_PREFIX: Final = re.compile(rb'(?:event:[^\r\n]{0,128}\r?\n)?data: ?(\{"type": ?"([^"\\\r\n]{1,128})")')
 _MAX_PREFIX_BYTES: Final = 256
+# So much of an unfinished event is kept as it is. The rest of a longer one is read line by line.
+_MAX_BEGINNING_BYTES: Final = 4096
 # The type of a life-cycle event as it is written. Inside a JSON string the quotes would be escaped.
 _LIFECYCLE_TYPES: Final = (b'"type":"response.', b'"type": "response.')
 _TERMINAL_NAMES: Final = (b'completed"', b'incomplete"', b'failed"', b'cancelled"', b'done"')
 
-# The slices and bytes that a repeated event must match: where its prefix is, the prefix, where its suffix
-# is, the suffix, and where its content is.
-_Frame: TypeAlias = tuple[slice, "bytes | None", slice, bytes, slice]
-_NO_FRAME: Final[_Frame] = (slice(0), None, slice(0), b"", slice(0))
+
+# What the repeats of an event have in common: where the prefix is in a piece that is one event, the prefix,
+# where the suffix is, the suffix, where the content is, and the end of one event with the prefix of the next.
+# A plain tuple: a named one takes twice as long to unpack.
+_Frame: TypeAlias = tuple[slice, "bytes | None", slice, bytes, slice, bytes]
+_NO_FRAME: Final[_Frame] = (slice(0), None, slice(0), b"", slice(0), b"")
 
 # The facts about an event prefix: the event type, the start of the data, and the frames with LF and CR LF.
 # All streams share one cache, since there are few prefixes. Other beginnings of an event may contain
@@ -76,10 +82,13 @@ class EventReader:
 
     __slots__ = (
         "_after_cr",
+        "_beginning",
         "_data",
         "_event_type",
         "_frame",
+        "_is_by_line",
         "_line",
+        "_repeated",
         "_sink",
         "_skips_data",
         "_skips_line",
@@ -89,14 +98,17 @@ class EventReader:
     def __init__(self, sink: EventSink) -> None:
         self._sink = sink
         self.done = False  # `[DONE]` has been read
+        self._repeated = _NO_FRAME  # the frame that a repeat of the last event must match
+        self._frame = _NO_FRAME  # the same, if the next piece begins with an event
+        self._beginning = b""  # the first bytes of an unfinished event, if they are few
+        self._is_by_line = False  # whether an unfinished event is read line by line
+        # State of that event:
         self._line: bytes | bytearray = b""  # the unfinished line
         self._skips_line = False  # the rest of the unfinished line is not needed
         self._after_cr = False  # the last piece ended with CR: a first LF belongs to that line break
-        # State of the unfinished event:
         self._event_type: str | None = None  # its type, if known
         self._data: list[bytes] | None = None  # its data lines
         self._skips_data = False  # its data lines are not needed
-        self._frame = _NO_FRAME  # the frame that a repeat of the last event must match
 
     def feed(self, piece: bytes) -> int:
         """Read the next bytes of the stream. Call `feed_repeat` first.
@@ -109,11 +121,28 @@ class EventReader:
             The number of bytes that were read, 0 for all.
 
         """
-        if self._read_single_event(piece):
+        self._frame = _NO_FRAME
+        if self._is_by_line:
+            split_at = _terminal_event_start(piece)
+            self._read_lines(piece[:split_at] if split_at else piece)
+            return split_at
+        known = len(self._beginning)
+        if known:
+            piece, self._beginning = self._beginning + piece, b""
+        elif self._after_cr:
+            self._after_cr = False
+            if piece.startswith(b"\n"):
+                piece, known = piece[1:], -1
+        elif self._read_single_event(piece):
             return 0
-        split_at = _terminal_event_start(piece)
-        self._read(piece[:split_at] if split_at else piece)
-        return split_at
+        read = self._read_repeats(piece, 0)
+        if read == len(piece):
+            return 0
+        split_at = _terminal_event_start(piece, read)
+        if split_at <= known:
+            split_at = 0  # the application has got its first bytes already
+        self._read_events(piece[:split_at] if split_at else piece, read)
+        return split_at and split_at - known
 
     def feed_repeat(self, piece: bytes) -> bool:
         """Read a piece that is one event of the same type as the last event. Return false for other pieces.
@@ -122,7 +151,7 @@ class EventReader:
         same prefix and suffix and no line break between them.
         """
         # This is the only code that runs for most events. Slicing is twice as fast as the methods of `bytes`.
-        prefix_slice, prefix, suffix_slice, suffix, middle_slice = self._frame
+        prefix_slice, prefix, suffix_slice, suffix, middle_slice, _ = self._frame
         if piece[prefix_slice] == prefix and piece[suffix_slice] == suffix:
             middle = piece[middle_slice]
             if _LF not in middle and _CR not in middle:
@@ -143,26 +172,115 @@ class EventReader:
 
     def _read_single_event(self, piece: bytes) -> bool:
         """Read a piece that is exactly one event. Return false for other pieces."""
-        self._frame = _NO_FRAME
-        is_inside_event = self._line or self._skips_line or self._after_cr or self._data or self._skips_data
-        prefix_end = -1 if is_inside_event or self.done else piece.find(b",", 0, _MAX_PREFIX_BYTES)
-        known = _prefix_of(piece[:prefix_end]) if prefix_end > 0 else None
+        prefix_end = piece.find(b",", 0, _MAX_PREFIX_BYTES)
+        known = None if self.done or prefix_end < 0 else _prefix_of(piece[:prefix_end])
         if known is None:
             return False
         event_type, data_start, frames = known
         frame = frames[piece.endswith(b"\r\n")]
-        _, _, suffix_slice, suffix, middle_slice = frame
-        middle = piece[middle_slice]
-        if piece[suffix_slice] != suffix or _LF in middle or _CR in middle:
+        suffix = frame[3]
+        content = piece[frame[4]]
+        if piece[frame[2]] != suffix or _LF in content or _CR in content:
             return False
         if self._sink.needs_data(event_type):
+            self._repeated = _NO_FRAME
             self._decode(piece[data_start : -len(suffix)])
         else:
             self._sink.on_event(event_type, None)
-            self._frame = frame
+            self._repeated = self._frame = frame
         return True
 
-    def _read(self, piece: bytes) -> None:
+    def _read_repeats(self, text: bytes, start: int) -> int:
+        """Read the events from `start` on that are like the last one, and return where they end.
+
+        If the text ends inside of such an event, its first bytes become `_beginning`, and count as read.
+        """
+        _, prefix, _, suffix, _, border = self._repeated
+        if prefix is None or not text.startswith(prefix, start):
+            return start
+        # The line break that ends the data of an event is found much faster than a blank line.
+        line_break, other = (b"\n", b"\r") if suffix == _LF_BLANK_LINE else (b"\r", b"\n")
+        # Line breaks of another kind. With LF alone, one look at the whole text is enough.
+        has_others = other == b"\n"
+        if not has_others and text.find(other, start) >= 0:
+            return start
+        find, step = text.find, len(border)
+        number, at = 0, start + len(prefix)
+        while True:
+            end = find(line_break, at)
+            if text[end : end + step] != border or (has_others and find(other, at, end) >= 0):
+                break
+            number += 1
+            at = end + step
+        start = at - len(prefix)  # of the last event with this prefix
+        if end < 0:
+            if len(text) - start <= _MAX_BEGINNING_BYTES and not (has_others and find(other, at) >= 0):
+                self._beginning = text[start:]
+                start = len(text)
+        elif text.startswith(suffix, end) and not (has_others and find(other, at, end) >= 0):
+            number += 1
+            start = end + len(suffix)
+            if start == len(text):
+                self._frame = self._repeated
+        if number:
+            self._add_repeats(number)
+        return start
+
+    def _read_events(self, text: bytes, start: int) -> None:
+        """Read text that has an event at `start`, and may end inside of one."""
+        blank_line = _LF_BLANK_LINE
+        if text.find(b"\r", start) >= 0:
+            end = len(text) - text.endswith(b"\r")  # the LF may follow in the next piece
+            breaks = text.count(b"\r\n", start, end)
+            if breaks != text.count(b"\r", start, end) or breaks != text.count(b"\n", start, end):
+                self._read_lines(text[start:])  # line breaks of several kinds
+                return
+            blank_line = _CRLF_BLANK_LINE
+            if text.endswith(b"\n\r"):  # the last event is complete already
+                text += b"\n"
+                self._after_cr = True
+        while start < len(text):
+            end = text.find(blank_line, start)
+            if end < 0:
+                rest = text[start:]
+                if len(rest) <= _MAX_BEGINNING_BYTES:
+                    self._beginning = rest
+                else:
+                    self._read_lines(rest)
+                return
+            if not self.done:
+                self._read_block(text[start:end], blank_line)
+            start = self._read_repeats(text, end + len(blank_line))
+        if not self._beginning and not self._after_cr:
+            self._frame = self._repeated
+
+    def _add_repeats(self, number: int) -> None:
+        sink = self._sink
+        while sink.repeats + number >= sink.notify_at:
+            number -= max(1, sink.notify_at - sink.repeats)
+            sink.repeats = max(sink.repeats + 1, sink.notify_at)
+            sink.on_repeats()
+        sink.repeats += number
+
+    def _read_block(self, block: bytes, blank_line: bytes) -> None:
+        """Read a complete event that is not like the last one."""
+        self._repeated = _NO_FRAME
+        prefix_end = block.find(b",", 0, _MAX_PREFIX_BYTES)
+        known = _prefix_of(block[:prefix_end]) if prefix_end > 0 else None
+        if known is None:
+            self._read_lines(block + blank_line)
+            return
+        event_type, data_start, frames = known
+        if not self._sink.needs_data(event_type):
+            self._sink.on_event(event_type, None)
+            self._repeated = frames[blank_line is not _LF_BLANK_LINE]
+        elif block.find(b"\n", data_start) < 0:
+            self._decode(block[data_start:])
+        else:
+            self._read_lines(block + blank_line)  # its data is in several lines
+
+    def _read_lines(self, piece: bytes) -> None:
+        self._repeated = _NO_FRAME
         if not piece:
             return
         if self._after_cr and piece.startswith(b"\n"):
@@ -174,6 +292,8 @@ class EventReader:
             self._end_line(line)
         if rest:
             self._continue_line(rest)
+        is_inside_event = self._event_type is not None or self._data or self._skips_data
+        self._is_by_line = bool(is_inside_event or self._line or self._skips_line)
 
     def _continue_line(self, rest: bytes) -> None:
         if self._skips_line:
@@ -248,7 +368,7 @@ def _prefix_of(prefix: bytes) -> _Prefix | None:
     """Return the facts about an event with this prefix, or `None` if its type is not in the prefix."""
     known = _prefixes.get(prefix)
     if known is None and (match := _EVENT_PREFIX.fullmatch(prefix)):
-        frames = _frame(prefix, b"\n\n"), _frame(prefix, b"\r\n\r\n")
+        frames = _frame(prefix, _LF_BLANK_LINE), _frame(prefix, _CRLF_BLANK_LINE)
         known = match[2].decode("utf-8", "replace"), match.start(1), frames
         if len(_prefixes) < _MAX_PREFIXES:
             _prefixes[prefix] = known
@@ -256,16 +376,25 @@ def _prefix_of(prefix: bytes) -> _Prefix | None:
 
 
 def _frame(prefix: bytes, suffix: bytes) -> _Frame:
-    return slice(len(prefix)), prefix, slice(-len(suffix), None), suffix, slice(len(prefix), -len(suffix))
+    content = slice(len(prefix), -len(suffix))
+    return slice(len(prefix)), prefix, slice(-len(suffix), None), suffix, content, suffix + prefix
 
 
-def _terminal_event_start(piece: bytes) -> int:
-    """Return the index of the terminal event if it is the last of several events, and otherwise 0."""
-    if not any(0 <= piece.find(blank_line) < len(piece) - len(blank_line) for blank_line in _BLANK_LINES):
-        return 0  # there is at most one event
-    type_at = max(piece.rfind(lifecycle_type) for lifecycle_type in _LIFECYCLE_TYPES)
+def _terminal_event_start(piece: bytes, start: int = 0) -> int:
+    """Return the index of the terminal event if it is the last of several events, and otherwise 0.
+
+    Args:
+        piece: The events.
+        start: Where the first event begins that may be the terminal one.
+
+    """
+    type_at = piece.rfind(_LIFECYCLE_TYPES[0], start)
+    if type_at < 0:
+        type_at = piece.rfind(_LIFECYCLE_TYPES[1], start)
     if type_at < 0 or not piece.startswith(_TERMINAL_NAMES, piece.index(b".", type_at) + 1):
         return 0
+    if not any(0 <= piece.find(blank_line) < len(piece) - len(blank_line) for blank_line in _BLANK_LINES):
+        return 0  # there is at most one event
     # If no blank line precedes the type, this index is not the start of an event.
     split_at = max(piece.rfind(blank_line, 0, type_at) + len(blank_line) for blank_line in _BLANK_LINES)
     return split_at if piece.startswith((b"event:", _DATA), split_at) else 0
