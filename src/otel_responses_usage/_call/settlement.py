@@ -268,7 +268,7 @@ class Settlement:
             reason,
             NonRecordingSpan(self._call.call_span.span.get_span_context()),
             self._call.call_span.baggage.on_points,
-            has_tools=response.tools is not None,
+            tools=response.tools,
             told=told,
         )
         self._services.observation.keep(str(response.id), call, job)
