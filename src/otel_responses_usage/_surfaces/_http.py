@@ -133,7 +133,7 @@ class HttpSurface:
     def _on_refusal(self, error: Any) -> None:
         invocation = current_scope.get().invocation
         if invocation is not None:
-            invocation.on_headers(_facts_of(error.response.headers))
+            _note_headers(invocation, error)
 
     def connection_error_made(self, wrapped: Wrapped, error: Any, args: Any, kwargs: Any) -> Any:
         """Make the error of a call without an answer. If the call was not seen, it is recorded here."""
@@ -155,6 +155,7 @@ class HttpSurface:
         if invocation is not None:
             invocation.on_resend(_resend_count(error.request))
             if scope is NO_SCOPE:
+                _note_headers(invocation, error)
                 invocation.on_raise(error)
 
     def _observe(self, client: Any, options: Any, response: Any) -> None:
@@ -258,6 +259,13 @@ async def _awaited_in(scope: RequestScope, wrapped: Wrapped, args: Any, kwargs: 
 def _facts_of(headers: Any) -> AnswerHeaders:
     """Return the facts in the headers of an answer. Headers of another type have none."""
     return AnswerHeaders.from_raw(getattr(headers, "raw", ()))
+
+
+def _note_headers(invocation: Invocation, error: Any) -> None:
+    """Have a call note the headers of the answer that an error was made of, if there was an answer."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        invocation.on_headers(_facts_of(response.headers))
 
 
 def _resend_count(http_request: Any) -> int:
