@@ -24,6 +24,7 @@ from .._lookup.imports import late_import
 from ._classes import ClientClasses
 from ._describe import describe_http_request, describe_options, server_of
 from ._opening import CallOpener
+from ._reading import call_when_read
 from ._scope import NO_SCOPE, RequestScope, current_scope
 from ._tap import tap
 
@@ -164,13 +165,21 @@ class HttpSurface:
         response_id = returned_response_id(options.method, path) if "responses" in path else None
         if response_id is None:
             return
-        server, observation = server_of(client, options.url), self._ledger.observation
-        if observation.awaits(server, unquote(response_id)) and _is_body_read(response):
-            document = response.json()
-            if isinstance(document, dict) and is_response_object(document):
+        response_id, server = unquote(response_id), server_of(client, options.url)
+        observation = self._ledger.observation
+        if not observation.awaits(server, response_id):
+            return
+
+        def observe() -> None:
+            facts = _facts_of_body(response)
+            if facts is not None:
                 # The answer may show the response under another id.
-                shown = Response.from_json(document)._replace(id=unquote(response_id))
-                observation.observe(server, shown)
+                observation.observe(server, facts._replace(id=response_id))
+
+        if _is_body_read(response):
+            observe()
+        else:
+            call_when_read(response, observe)
 
     def _open_scope(self, client: Any, args: Any, kwargs: Any) -> RequestScope | None:
         """Open a call and return the scope for its request.
@@ -328,6 +337,16 @@ def _attach(invocation: Invocation, client: Any, response: Any) -> None:
         invocation.on_document(response.content)
     else:
         tap(response, invocation)
+
+
+def _facts_of_body(response: Any) -> Response | None:
+    """Return the facts of the response object in a body that has been read, or `None` if it has none."""
+    try:
+        document = response.json()
+    except (ValueError, RecursionError):
+        return None
+    is_response = isinstance(document, dict) and is_response_object(document)
+    return Response.from_json(document) if is_response else None
 
 
 def _has_connection(response: Any) -> bool:
