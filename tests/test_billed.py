@@ -506,6 +506,16 @@ def test_odd_tools_say_nothing_and_hurt_nothing(name: str, serve: Serve, observe
     assert observed.points("openai_responses.faults") == []
 
 
+def test_tokens_of_a_tool_fit_into_64_bits(serve: Serve, observed: Observed) -> None:
+    """Exporters cannot write more, and would lose the whole span."""
+    most = 2**63 - 1
+    made = answer(*(call_of("image_generation_call", svg_usage={"output_tokens": most}) for _ in range(3)))
+    with client_of(serve(BilledAPI(Plan(made)))) as client:
+        client.post("/responses", body=ASKED, cast_to=object)
+    assert tool_attributes(attributes_of(observed))["image_generation.output_tokens"] == most
+    assert tool_tokens(observed) == {"output": most}
+
+
 def test_types_of_tools_are_bounded(serve: Serve, observed: Observed) -> None:
     """A server that invents types makes a bounded number of attributes and series, and loses no call."""
     server = serve(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from .usage import reported_count
+from .usage import MAX_COUNT, reported_count
 
 # Calls that the application itself has to run.
 _APPLICATION_CALLS: Final = frozenset(
@@ -128,4 +128,4 @@ def _difference(count: int | None, counted: int | None) -> int | None:
 
 
 def _sum(count: int | None, more: int | None) -> int | None:
-    return more if count is None else count + (more or 0)
+    return more if count is None else min(count + (more or 0), MAX_COUNT)
