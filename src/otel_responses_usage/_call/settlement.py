@@ -104,11 +104,7 @@ class Settlement:
             if reason is not None:
                 self._make_target = None
                 final = _missing_reason(MissingReason.SHUTDOWN if is_cut_off else reason, response)
-                write = partial(self._write, response, reason=final)
-                if reason is MissingReason.OVERLOAD:
-                    self._services.recovery.run_in_turn(write)
-                else:
-                    write()
+                self._write(response, reason=final, in_turn=reason is MissingReason.OVERLOAD)
 
     def on_accept(self) -> None:
         """Note that the look-up is accepted: the span stays open until its result."""
@@ -199,6 +195,7 @@ class Settlement:
         reason: MissingReason | None = None,
         retrieval: Retrieval | None = None,
         job: Job | None = None,
+        in_turn: bool = False,
     ) -> None:
         call, state = self._call, self._call.state
         first = state.first_delta_at
@@ -222,7 +219,7 @@ class Settlement:
             is_received=source in _ANSWER_SOURCES and not call.has_left,
         )
         if reason is None or not self._count_input(record, reason, job):
-            self._tell(record, job)
+            self._tell(record, job, in_turn=in_turn)
 
     def _count_input(self, record: Record, reason: MissingReason, job: Job | None) -> bool:
         """Ask for the input tokens of the call, and record it after that; return whether that is done."""
@@ -243,15 +240,23 @@ class Settlement:
         count = InputCount(server, call.content, make_target, call.call_span, services, on_end)
         return count.begin(record.response.id, reason)
 
-    def _tell(self, record: Record, job: Job | None) -> None:
-        """Write the span and the metrics, tell the application, and keep the call if it has no usage."""
+    def _tell(self, record: Record, job: Job | None, *, in_turn: bool = False) -> None:
+        """Write the span and the metrics, tell the application, and keep the call if it has no usage.
+
+        With `in_turn` the span and the metrics may have to wait for their turn. The application may fetch the
+        response before that.
+        """
         call, delivery, told = self._call, self._services.delivery, None
-        self._services.telemetry.finish(call.call_span, record)
+        finish = partial(self._services.telemetry.finish, call.call_span, record)
+        if not in_turn:
+            finish()
         if delivery is not None and not call.request.is_fetch:
             told = call_record(call.call_span, record)
             delivery.put(told)
         if record.missing_reason is not None and record.response.id is not None:
             self._keep(record.response, record.missing_reason, job, told)
+        if in_turn:
+            self._services.recovery.run_in_turn(finish)
 
     def _keep(
         self, response: Response, reason: MissingReason, job: Job | None, told: CallRecord | None
