@@ -55,21 +55,22 @@ class Observation:
         if not self._recovery.observe(server, response):
             self._count_late(server, response)
 
-    def keep(self, response_id: str, call: UncountedCall, job: Job | None) -> None:
+    def keep(self, response_id: str, call: UncountedCall, *jobs: Job | None) -> None:
         """Keep a call that was recorded without usage.
 
         Args:
             response_id: The id of its response.
             call: What is needed to count it later.
-            job: Its look-up, if there was one.
+            jobs: Its look-ups, as far as there were any.
 
         """
         now_s = time.monotonic()
         self._make_room(now_s)
         self._uncounted.setdefault((call.server, response_id), (now_s + _KEPT_S, call))
-        # The application may have been shown the response while the look-up ended.
-        if job is not None and job.shown is not None:
-            self._count_late(call.server, job.shown)
+        # The application may have been shown the response while a look-up ended.
+        for job in jobs:
+            if job is not None and job.shown is not None:
+                self._count_late(call.server, job.shown)
 
     def clear(self) -> None:
         """Forget all calls. In a forked child: the parent process counts them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -228,19 +228,19 @@ class Settlement:
         if make_target is None or call.content is None or record.is_refused:
             return False
 
-        def on_end(result: LookupResult, source: UsageSource) -> None:
+        def on_end(count_job: Job, result: LookupResult, source: UsageSource) -> None:
             if result.usage is None or result.response is None:
-                self._tell(record._replace(input_count=result.input_tokens), job)
+                self._tell(record._replace(input_count=result.input_tokens), job, count_job)
                 return
             response = record.response.merged_with(result.response)
             known = record._replace(response=response, usage=result.usage, source=source, missing_reason=None)
-            self._tell(known, job)
+            self._tell(known)
 
         server, services = call.request.server, self._services
         count = InputCount(server, call.content, make_target, call.call_span, services, on_end)
         return count.begin(record.response.id, reason)
 
-    def _tell(self, record: Record, job: Job | None, *, in_turn: bool = False) -> None:
+    def _tell(self, record: Record, *jobs: Job | None, in_turn: bool = False) -> None:
         """Write the span and the metrics, tell the application, and keep the call if it has no usage.
 
         With `in_turn` the span and the metrics may have to wait for their turn. The application may fetch the
@@ -254,12 +254,12 @@ class Settlement:
             told = call_record(call.call_span, record)
             delivery.put(told)
         if record.missing_reason is not None and record.response.id is not None:
-            self._keep(record.response, record.missing_reason, job, told)
+            self._keep(record.response, record.missing_reason, jobs, told)
         if in_turn:
             self._services.recovery.run_in_turn(finish)
 
     def _keep(
-        self, response: Response, reason: MissingReason, job: Job | None, told: CallRecord | None
+        self, response: Response, reason: MissingReason, jobs: Sequence[Job | None], told: CallRecord | None
     ) -> None:
         """Have the call counted if the application itself is shown its usage later."""
         request = self._call.request
@@ -276,7 +276,7 @@ class Settlement:
             tools=response.tools,
             told=told,
         )
-        self._services.observation.keep(str(response.id), call, job)
+        self._services.observation.keep(str(response.id), call, *jobs)
 
 
 def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:
