@@ -45,7 +45,7 @@ class InputCount:
         make_target: Callable[[str], LookupTarget | MissingReason],
         call_span: CallSpan,
         services: Services,
-        on_end: Callable[[LookupResult, UsageSource], object],
+        on_end: Callable[[Job, LookupResult, UsageSource], object],
     ) -> None:
         """Ask nothing yet.
 
@@ -55,8 +55,8 @@ class InputCount:
             make_target: Returns the target below the route of responses.
             call_span: Its span.
             services: What asks, and counts the span as pending.
-            on_end: Called once with the result: with `input_tokens`, with the usage if the application was
-                shown the response meanwhile, or with neither.
+            on_end: Called once with the job and its result: with `input_tokens`, with the usage if the
+                application was shown the response meanwhile, or with neither.
 
         """
         self._server = server
@@ -92,10 +92,10 @@ class InputCount:
         endpoint = Endpoint(self._server.address or "", self._server.port, False, target.tenant, _ROUTE)
         return LookupRequest(endpoint, target, content)
 
-    def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:  # noqa: ARG002
+    def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:
         """Have the call recorded."""
         self._services.telemetry.add_pending(self._call_span, -1)
-        self._on_end(result, source)
+        self._on_end(job, result, source)
 
 
 def _count_content(content: bytes) -> bytes | None:

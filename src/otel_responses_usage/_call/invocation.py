@@ -192,7 +192,7 @@ class Invocation:
     @_fault.catch_and_report("ending a call")
     def on_raise(self, error: BaseException) -> None:
         """Note that the call raised before it returned a stream."""
-        if not isinstance(error, Exception) and time.monotonic() < self._resent_at_s:
+        if not is_api_error(error) and time.monotonic() < self._resent_at_s:
             self._resend_count -= 1  # cancelled while the SDK waited before it would send the request again
         self.finish(_ending_of_error(error))
 

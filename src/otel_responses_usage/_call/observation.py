@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import OrderedDict
 from typing import Final
 
 from .._call_record import late_record
@@ -24,24 +25,28 @@ class Observation:
 
     If a call waits for such a response, it gets the usage. If the call was recorded without usage, its
     points are recorded now, once. For that some facts of such calls are kept: no content, no credentials.
-    Any thread may call any method. Only single operations of `dict` touch the table, so it needs no lock.
+    Any thread may call any method. Only single operations touch the table, so it needs no lock.
+
+    A call may move from the look-ups to the table at any time, and never back. So the look-ups are always
+    asked first.
     """
 
     def __init__(self, recovery: Recovery, telemetry: Telemetry, delivery: Delivery | None) -> None:
         self._delivery = delivery
         self._recovery = recovery
         self._telemetry = telemetry
-        # The oldest is the first. The number is when it is dropped, by `time.monotonic`.
-        self._uncounted: dict[tuple[Server, str], tuple[float, UncountedCall]] = {}
+        # The oldest is the first. The number is when it is dropped, by `time.monotonic`. A `dict` would need
+        # longer and longer to find its first key.
+        self._uncounted: OrderedDict[tuple[Server, str], tuple[float, UncountedCall]] = OrderedDict()
 
     @property
     def is_useful(self) -> bool:
         """Whether any call lacks its usage."""
-        return bool(self._uncounted) or self._recovery.is_waiting
+        return self._recovery.is_waiting or bool(self._uncounted)
 
     def awaits(self, server: Server, response_id: str) -> bool:
         """Whether a call lacks the usage of this response of this server."""
-        return (server, response_id) in self._uncounted or self._recovery.awaits(server, response_id)
+        return self._recovery.awaits(server, response_id) or (server, response_id) in self._uncounted
 
     def observe(self, server: Server, response: Response) -> None:
         """Use a response that the application was shown, if it has ended and tells its usage."""
@@ -50,25 +55,26 @@ class Observation:
         if not self._recovery.observe(server, response):
             self._count_late(server, response)
 
-    def keep(self, response_id: str, call: UncountedCall, job: Job | None) -> None:
+    def keep(self, response_id: str, call: UncountedCall, *jobs: Job | None) -> None:
         """Keep a call that was recorded without usage.
 
         Args:
             response_id: The id of its response.
             call: What is needed to count it later.
-            job: Its look-up, if there was one.
+            jobs: Its look-ups, as far as there were any.
 
         """
         now_s = time.monotonic()
+        self._make_room(now_s)
         self._uncounted.setdefault((call.server, response_id), (now_s + _KEPT_S, call))
-        self._drop_oldest(now_s)
-        # The application may have been shown the response while the look-up ended.
-        if job is not None and job.shown is not None:
-            self._count_late(call.server, job.shown)
+        # The application may have been shown the response while a look-up ended.
+        for job in jobs:
+            if job is not None and job.shown is not None:
+                self._count_late(call.server, job.shown)
 
     def clear(self) -> None:
         """Forget all calls. In a forked child: the parent process counts them."""
-        self._uncounted = {}
+        self._uncounted = OrderedDict()
 
     def _count_late(self, server: Server, response: Response) -> None:
         # Only one thread gets the entry.
@@ -78,12 +84,12 @@ class Observation:
             if self._delivery is not None and call.told is not None:
                 self._delivery.put(late_record(call.told, response))
 
-    def _drop_oldest(self, now_s: float) -> None:
+    def _make_room(self, now_s: float) -> None:
         # Another thread may change the table meanwhile. Then the next call drops what is left.
         with contextlib.suppress(RuntimeError, StopIteration, KeyError):
             while True:
                 key = next(iter(self._uncounted))
                 drop_at_s, _ = self._uncounted[key]
-                if len(self._uncounted) <= _MAX_CALLS and now_s < drop_at_s:
+                if len(self._uncounted) < _MAX_CALLS and now_s < drop_at_s:
                     break
                 self._uncounted.pop(key, None)

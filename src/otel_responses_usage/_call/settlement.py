@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -104,11 +104,7 @@ class Settlement:
             if reason is not None:
                 self._make_target = None
                 final = _missing_reason(MissingReason.SHUTDOWN if is_cut_off else reason, response)
-                write = partial(self._write, response, reason=final)
-                if reason is MissingReason.OVERLOAD:
-                    self._services.recovery.run_in_turn(write)
-                else:
-                    write()
+                self._write(response, reason=final, in_turn=reason is MissingReason.OVERLOAD)
 
     def on_accept(self) -> None:
         """Note that the look-up is accepted: the span stays open until its result."""
@@ -199,6 +195,7 @@ class Settlement:
         reason: MissingReason | None = None,
         retrieval: Retrieval | None = None,
         job: Job | None = None,
+        in_turn: bool = False,
     ) -> None:
         call, state = self._call, self._call.state
         first = state.first_delta_at
@@ -222,7 +219,7 @@ class Settlement:
             is_received=source in _ANSWER_SOURCES and not call.has_left,
         )
         if reason is None or not self._count_input(record, reason, job):
-            self._tell(record, job)
+            self._tell(record, job, in_turn=in_turn)
 
     def _count_input(self, record: Record, reason: MissingReason, job: Job | None) -> bool:
         """Ask for the input tokens of the call, and record it after that; return whether that is done."""
@@ -231,30 +228,38 @@ class Settlement:
         if make_target is None or call.content is None or record.is_refused:
             return False
 
-        def on_end(result: LookupResult, source: UsageSource) -> None:
+        def on_end(count_job: Job, result: LookupResult, source: UsageSource) -> None:
             if result.usage is None or result.response is None:
-                self._tell(record._replace(input_count=result.input_tokens), job)
+                self._tell(record._replace(input_count=result.input_tokens), job, count_job)
                 return
             response = record.response.merged_with(result.response)
             known = record._replace(response=response, usage=result.usage, source=source, missing_reason=None)
-            self._tell(known, job)
+            self._tell(known)
 
         server, services = call.request.server, self._services
         count = InputCount(server, call.content, make_target, call.call_span, services, on_end)
         return count.begin(record.response.id, reason)
 
-    def _tell(self, record: Record, job: Job | None) -> None:
-        """Write the span and the metrics, tell the application, and keep the call if it has no usage."""
+    def _tell(self, record: Record, *jobs: Job | None, in_turn: bool = False) -> None:
+        """Write the span and the metrics, tell the application, and keep the call if it has no usage.
+
+        With `in_turn` the span and the metrics may have to wait for their turn. The application may fetch the
+        response before that.
+        """
         call, delivery, told = self._call, self._services.delivery, None
-        self._services.telemetry.finish(call.call_span, record)
+        finish = partial(self._services.telemetry.finish, call.call_span, record)
+        if not in_turn:
+            finish()
         if delivery is not None and not call.request.is_fetch:
             told = call_record(call.call_span, record)
             delivery.put(told)
         if record.missing_reason is not None and record.response.id is not None:
-            self._keep(record.response, record.missing_reason, job, told)
+            self._keep(record.response, record.missing_reason, jobs, told)
+        if in_turn:
+            self._services.recovery.run_in_turn(finish)
 
     def _keep(
-        self, response: Response, reason: MissingReason, job: Job | None, told: CallRecord | None
+        self, response: Response, reason: MissingReason, jobs: Sequence[Job | None], told: CallRecord | None
     ) -> None:
         """Have the call counted if the application itself is shown its usage later."""
         request = self._call.request
@@ -268,10 +273,10 @@ class Settlement:
             reason,
             NonRecordingSpan(self._call.call_span.span.get_span_context()),
             self._call.call_span.baggage.on_points,
-            has_tools=response.tools is not None,
+            tools=response.tools,
             told=told,
         )
-        self._services.observation.keep(str(response.id), call, job)
+        self._services.observation.keep(str(response.id), call, *jobs)
 
 
 def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:

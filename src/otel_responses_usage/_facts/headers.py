@@ -9,7 +9,7 @@ _REQUEST_ID: Final = b"x-request-id"
 _RATE_LIMIT: Final = b"x-ratelimit-"
 _RATE_LIMIT_TYPES: Final = ("tokens", "requests")
 # Most other headers begin with other letters.
-_COMMON_START: Final = (b"x-r", b"X-R")
+_COMMON_START: Final = (b"x-r", b"X-R", b"X-r", b"x-R")
 
 _MAX_ID_LENGTH: Final = 128
 _MAX_DIGITS: Final = 18

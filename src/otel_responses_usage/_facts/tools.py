@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from .usage import reported_count
+from .usage import MAX_COUNT, reported_count
 
 # Calls that the application itself has to run.
 _APPLICATION_CALLS: Final = frozenset(
@@ -19,6 +19,7 @@ _APPLICATION_CALLS: Final = frozenset(
 )
 _CALL: Final = "_call"
 _COMPACTION: Final = "compaction"
+_COMPACTED_CONVERSATION: Final = "response.compaction"
 
 # Bounds of what a server can make us keep and write.
 _MAX_TYPE_LENGTH: Final = 64
@@ -43,6 +44,17 @@ class ToolUsage(NamedTuple):
     web_search_requests: int | None = None
     image_input_tokens: int | None = None
     image_output_tokens: int | None = None
+
+    def without(self, counted: ToolUsage) -> ToolUsage:
+        """Return the use beyond that of an earlier state of the same response."""
+        before = dict(counted.calls)
+        more = ((kind, count - before.get(kind, 0)) for kind, count in self.calls)
+        return ToolUsage(
+            tuple((kind, count) for kind, count in more if count > 0),
+            _difference(self.web_search_requests, counted.web_search_requests),
+            _difference(self.image_input_tokens, counted.image_input_tokens),
+            _difference(self.image_output_tokens, counted.image_output_tokens),
+        )
 
 
 class OutputFacts(NamedTuple):
@@ -86,6 +98,8 @@ class OutputFacts(NamedTuple):
             else:
                 calls_application = True
         tools = ToolUsage(tuple(calls.items()), reported_count(searches, "num_requests"), inputs, outputs)
+        if response.get("object") == _COMPACTED_CONVERSATION:
+            tools = _NOTHING  # earlier calls made these items
         return cls(tools if tools != _NOTHING else None, calls_application, is_compacted)
 
 
@@ -109,5 +123,9 @@ def _bounded(kind: str, calls: Mapping[str, int]) -> str:
     return kind if is_name and len(calls) < _MAX_TYPES else _OTHER_TYPE
 
 
+def _difference(count: int | None, counted: int | None) -> int | None:
+    return None if count is None else max(0, count - (counted or 0))
+
+
 def _sum(count: int | None, more: int | None) -> int | None:
-    return more if count is None else count + (more or 0)
+    return more if count is None else min(count + (more or 0), MAX_COUNT)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-_MAX_INT64: Final = 2**63 - 1
+MAX_COUNT: Final = 2**63 - 1  # exporters cannot write more than 64 bits
 
 
 class UsageSource(str, Enum):
@@ -82,5 +82,5 @@ def reported_count(counts: object, name: str) -> int | None:
     # JSON does not distinguish 11 from 11.0. NaN, infinity and fractions are not whole numbers.
     if type(value) is float and value.is_integer():
         value = int(value)
-    # `type` excludes `True`, which is an int in Python. Exporters cannot write more than 64 bits.
-    return value if type(value) is int and 0 <= value <= _MAX_INT64 else None
+    # `type` excludes `True`, which is an int in Python.
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else None

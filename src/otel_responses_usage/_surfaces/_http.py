@@ -24,6 +24,7 @@ from .._lookup.imports import late_import
 from ._classes import ClientClasses
 from ._describe import describe_http_request, describe_options, server_of
 from ._opening import CallOpener
+from ._reading import call_when_read
 from ._scope import NO_SCOPE, RequestScope, current_scope
 from ._tap import tap
 
@@ -133,7 +134,7 @@ class HttpSurface:
     def _on_refusal(self, error: Any) -> None:
         invocation = current_scope.get().invocation
         if invocation is not None:
-            invocation.on_headers(_facts_of(error.response.headers))
+            _note_headers(invocation, error)
 
     def connection_error_made(self, wrapped: Wrapped, error: Any, args: Any, kwargs: Any) -> Any:
         """Make the error of a call without an answer. If the call was not seen, it is recorded here."""
@@ -155,6 +156,7 @@ class HttpSurface:
         if invocation is not None:
             invocation.on_resend(_resend_count(error.request))
             if scope is NO_SCOPE:
+                _note_headers(invocation, error)
                 invocation.on_raise(error)
 
     def _observe(self, client: Any, options: Any, response: Any) -> None:
@@ -163,13 +165,21 @@ class HttpSurface:
         response_id = returned_response_id(options.method, path) if "responses" in path else None
         if response_id is None:
             return
-        server, observation = server_of(client, options.url), self._ledger.observation
-        if observation.awaits(server, unquote(response_id)) and _is_body_read(response):
-            document = response.json()
-            if isinstance(document, dict) and is_response_object(document):
+        response_id, server = unquote(response_id), server_of(client, options.url)
+        observation = self._ledger.observation
+        if not observation.awaits(server, response_id):
+            return
+
+        def observe() -> None:
+            facts = _facts_of_body(response)
+            if facts is not None:
                 # The answer may show the response under another id.
-                shown = Response.from_json(document)._replace(id=unquote(response_id))
-                observation.observe(server, shown)
+                observation.observe(server, facts._replace(id=response_id))
+
+        if _is_body_read(response):
+            observe()
+        else:
+            call_when_read(response, observe)
 
     def _open_scope(self, client: Any, args: Any, kwargs: Any) -> RequestScope | None:
         """Open a call and return the scope for its request.
@@ -260,6 +270,13 @@ def _facts_of(headers: Any) -> AnswerHeaders:
     return AnswerHeaders.from_raw(getattr(headers, "raw", ()))
 
 
+def _note_headers(invocation: Invocation, error: Any) -> None:
+    """Have a call note the headers of the answer that an error was made of, if there was an answer."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        invocation.on_headers(_facts_of(response.headers))
+
+
 def _resend_count(http_request: Any) -> int:
     """How often the SDK has sent this request again, as it tells the server."""
     count = http_request.headers.get("x-stainless-retry-count", "")
@@ -320,6 +337,16 @@ def _attach(invocation: Invocation, client: Any, response: Any) -> None:
         invocation.on_document(response.content)
     else:
         tap(response, invocation)
+
+
+def _facts_of_body(response: Any) -> Response | None:
+    """Return the facts of the response object in a body that has been read, or `None` if it has none."""
+    try:
+        document = response.json()
+    except (ValueError, RecursionError):
+        return None
+    is_response = isinstance(document, dict) and is_response_object(document)
+    return Response.from_json(document) if is_response else None
 
 
 def _has_connection(response: Any) -> bool:

@@ -175,8 +175,9 @@ class Telemetry:
         if response.usage is not None:
             for instruments in self._instruments:
                 instruments.record_tokens(response.usage, attributes, origin.context)
-        if response.tools is not None and not call.has_tools:
-            self._own_instruments.record_tools(response.tools, call.server.provider, call.model, origin)
+        if response.tools is not None:
+            tools = response.tools.without(call.tools) if call.tools is not None else response.tools
+            self._own_instruments.record_tools(tools, call.server.provider, call.model, origin)
         self._own_instruments.count_late_usage(call, origin)
 
     def _add_to_neighbour(

@@ -9,6 +9,7 @@ from opentelemetry.trace import Span
 
 from .._call_record import CallRecord
 from .._facts.request import Operation, Server
+from .._facts.tools import ToolUsage
 from .._facts.usage import MissingReason
 
 
@@ -23,7 +24,7 @@ class UncountedCall(NamedTuple):
         missing_reason: Why the usage was not known when the call was recorded.
         span: A span that is not recorded, with the context of the span of the call.
         labels: Attributes of its metric points that come from baggage.
-        has_tools: Whether the use of hosted tools was recorded already.
+        tools: The use of hosted tools that was recorded already; `None` if there was none.
         told: What the application was told of the call, if it has asked for that.
 
     """
@@ -35,5 +36,5 @@ class UncountedCall(NamedTuple):
     missing_reason: MissingReason
     span: Span
     labels: Mapping[str, str]
-    has_tools: bool
+    tools: ToolUsage | None
     told: CallRecord | None = None
