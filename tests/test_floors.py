@@ -15,19 +15,20 @@ NAME = "otel_responses_usage"
 
 # A room is a folder, or a file of the package itself. Rooms of one floor do not know each other.
 FLOORS = (
-    {"_facts", "_fault"},
+    {"_facts", "_fault", "_version"},
     {"_call_record"},
     {"_config"},
     {"_answer", "_lookup", "_telemetry"},
     {"_call"},
     {"_surfaces"},
     {"_instrumentor"},
-    {"__init__"},
+    {"__init__", "_commands"},
+    {"__main__"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # What decides and does not act: no thread, no socket, nothing but the standard library.
-PURE_ROOMS = {"_facts", "_answer", "_config", "_fault"}
+PURE_ROOMS = {"_facts", "_answer", "_config", "_fault", "_version"}
 PURE_MODULES = {"_lookup.job", "_lookup.retrieval", "_lookup.circuit", "_lookup.imports"}
 
 SDK = {"openai", "wrapt", "httpx", "httpx2", "httpcore", "httpcore2"}

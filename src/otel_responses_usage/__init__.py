@@ -5,6 +5,7 @@ from ._config import Config
 from ._facts.outcome import Outcome
 from ._facts.usage import MissingReason, Usage, UsageSource
 from ._instrumentor import ResponsesUsageInstrumentor
+from ._version import __version__
 
 __all__ = [
     "CallRecord",
@@ -14,4 +15,5 @@ __all__ = [
     "ResponsesUsageInstrumentor",
     "Usage",
     "UsageSource",
+    "__version__",
 ]

@@ -19,9 +19,9 @@ from ._lookup.recovery import Recovery
 from ._surfaces import Patches, make_retriever
 from ._telemetry import semconv
 from ._telemetry.telemetry import Telemetry
+from ._version import __version__
 
 SCOPE: Final = "otel_responses_usage"
-_VERSION: Final = "0.1.0"  # pyproject.toml reads the version from this line
 
 # The supported versions of the SDK: from the first, below the second.
 _MIN_VERSION: Final = (1, 66)
@@ -72,8 +72,8 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
     def _instrument(self, **kwargs: Any) -> None:
         _warn_of_unknown(kwargs)
         config = kwargs.get("config") or Config.from_env()
-        tracer = trace.get_tracer(SCOPE, _VERSION, kwargs.get("tracer_provider"), semconv.SCHEMA_URL)
-        meter = metrics.get_meter(SCOPE, _VERSION, kwargs.get("meter_provider"), semconv.SCHEMA_URL)
+        tracer = trace.get_tracer(SCOPE, __version__, kwargs.get("tracer_provider"), semconv.SCHEMA_URL)
+        meter = metrics.get_meter(SCOPE, __version__, kwargs.get("meter_provider"), semconv.SCHEMA_URL)
         telemetry = Telemetry(
             tracer, meter, semconv.generations(), config.baggage_keys, kwargs.get("response_hook")
         )
