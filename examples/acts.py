@@ -1,4 +1,4 @@
-"""Eight calls, each with its own way to end, and what the service really answers to each."""
+"""Eleven calls, each with its own way to end, and what the service really answers to each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import openai
 
 from embedded.answer import Answer, usage
-from embedded.http_server import Cut
+from embedded.http_server import Cut, Pause
 from embedded.responses_api import Plan
 
 if TYPE_CHECKING:
@@ -59,6 +59,21 @@ def lose_connection(stage: Stage, **more: Any) -> None:
         read_all(stage, **more)
 
 
+def compact(stage: Stage) -> None:
+    """Replaces a long conversation by a short item. The API bills this like an answer."""
+    with openai.OpenAI(**stage.client) as client:
+        client.responses.compact(model="gpt-5.4-mini", input="Everything that was said so far.")
+
+
+def stop_at_the_last_word(stage: Stage) -> None:
+    """Closes the stream when the text is complete, just before the event that has the usage."""
+    with openai.OpenAI(**stage.client) as client, _create(client) as stream:
+        for event in stream:
+            stage.watch(event)
+            if event.type == "response.output_text.done":
+                return
+
+
 def lose_interest(stage: Stage) -> None:
     """Closes the stream after some words."""
     with openai.OpenAI(**stage.client) as client, _create(client) as stream:
@@ -69,14 +84,18 @@ def lose_interest(stage: Stage) -> None:
 def lose_patience(stage: Stage) -> None:
     """Cancels the task that reads."""
 
-    async def read() -> None:
+    async def read(enough: asyncio.Event) -> None:
         async with openai.AsyncOpenAI(**stage.client) as client:
-            async for event in await client.responses.create(model="gpt-5.4-mini", input="?", stream=True):
+            stream = await client.responses.create(model="gpt-5.4-mini", input="?", stream=True)
+            async for event in stream:
                 stage.watch(event)
+                if event.sequence_number == 18:
+                    enough.set()
 
     async def main() -> None:
-        task = asyncio.create_task(read())
-        await asyncio.sleep(22 * PACE)
+        enough = asyncio.Event()
+        task = asyncio.create_task(read(enough))
+        await enough.wait()
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
@@ -137,16 +156,11 @@ ACTS = (
         partial(read_all, max_output_tokens=48),
         Plan(Answer(_words("Once upon a time there was a story " * 6), usage(21, 96)), pace=PACE),
     ),
+    Act("a compaction", compact, Plan(Answer(usage=usage(3120, 187)), before=(Pause(12 * PACE),))),
     Act(
-        "cut by network",
-        lose_connection,
-        Plan(
-            Answer(_words("The last thing anybody heard of the expedition was " * 4), usage(52, 388)),
-            cut_after=20,
-            end=Cut(),
-            pace=PACE,
-            get_replies=("in_progress",),
-        ),
+        "closed at the end",
+        stop_at_the_last_word,
+        Plan(Answer(_words("That is all there is to say about it. " * 2), usage(29, 154)), pace=PACE),
     ),
     Act(
         "closed half-way",
@@ -159,13 +173,14 @@ ACTS = (
         Plan(Answer(_words("In no hurry, one word after another " * 6), usage(27, 305)), pace=PACE),
     ),
     Act(
-        "cut, store=False",
-        partial(lose_connection, store=False),
+        "cut by network",
+        lose_connection,
         Plan(
-            Answer(_words("What is said here is kept by nobody, and so " * 4), usage(40, 120)),
-            cut_after=18,
-            end=Cut("rst"),
+            Answer(_words("The last thing anybody heard of the expedition was " * 4), usage(52, 388)),
+            cut_after=20,
+            end=Cut(),
             pace=PACE,
+            get_replies=("in_progress",),
         ),
     ),
     Act(
@@ -177,6 +192,27 @@ ACTS = (
             end=Cut(),
             pace=PACE,
             get_replies=("in_progress",) * 3,
+        ),
+    ),
+    Act(
+        "cut, store=False",
+        partial(lose_connection, store=False),
+        Plan(
+            Answer(_words("What is said here is kept by nobody, and so " * 4), usage(40, 120)),
+            cut_after=18,
+            end=Cut("rst"),
+            pace=PACE,
+        ),
+    ),
+    Act(
+        "cut and forgotten",
+        lose_connection,
+        Plan(
+            Answer(_words("Who is there? I cannot remember what I was about to say " * 3), usage(33, 210)),
+            cut_after=17,
+            end=Cut(),
+            pace=PACE,
+            fate="lost",
         ),
     ),
 )

@@ -19,7 +19,7 @@ from embedded.answer import FAILED, Answer, usage
 from embedded.http_server import ScriptedServer
 from embedded.otlp_receiver import OtlpReceiver
 from embedded.responses_api import Plan, ResponsesAPI
-from tables import calls_table, tokens_table
+from tables import WIDE, calls_table, tokens_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +83,7 @@ def print_arrivals(receiver: OtlpReceiver) -> None:
         f"\n[bold]What arrived over OTLP[/]: spans {len(receiver.spans)}, metrics {len(receiver.metrics)}"
     )
     if receiver.spans:
-        console.print(calls_table(receiver.spans, wide=console.width >= 108))
+        console.print(calls_table(receiver.spans, wide=console.width >= WIDE))
     if "gen_ai.client.token.usage" in receiver.metrics:
         console.print(tokens_table(receiver.metrics))
 

@@ -117,6 +117,17 @@ class Answer:
             body["incomplete_details"] = {"reason": self.ending.reason} if self.ending.reason else None
         return body
 
+    def compaction(self) -> Json:
+        """What `POST /responses/compact` returns: one item in place of a conversation, and what it cost."""
+        item = {"id": new_id("cmp"), "type": "compaction", "encrypted_content": secrets.token_urlsafe(48)}
+        return {
+            "id": self.id,
+            "object": "response.compaction",
+            "created_at": self.created_at,
+            "output": [item],
+            "usage": dict(self.usage) if self.usage is not None else None,
+        }
+
     def events(self, asked: Mapping[str, Any] | None = None) -> list[Json]:
         """Every event of the stream, in order and numbered."""
         obfuscate = ((asked or {}).get("stream_options") or {}).get("include_obfuscation", True)

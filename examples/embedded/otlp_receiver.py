@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from embedded.http_server import SeenRequest
 
 Attributes: TypeAlias = dict[str, Any]
+ExportRequest: TypeAlias = (
+    trace_service.ExportTraceServiceRequest | metrics_service.ExportMetricsServiceRequest
+)
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,15 @@ class OtlpReceiver:
     """Receives traces and metrics over real sockets; a context manager.
 
     `spans` has every span in the order of arrival, `metrics` the latest export of each metric by name,
-    `payloads` every request body as received, decompressed, for those who look for what must not be there.
+    `payloads` every request body as received, decompressed, for those who look for what must not be there;
+    `requests` has the same, parsed.
     """
 
     def __init__(self) -> None:
         self.spans: list[ReceivedSpan] = []
         self.metrics: dict[str, ReceivedMetric] = {}
         self.payloads: list[bytes] = []
+        self.requests: list[ExportRequest] = []
         self._news = threading.Condition()
         self._http = ScriptedServer(self._on_http)
         self._grpc = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="otlp-receiver"))
@@ -178,31 +183,43 @@ class OtlpReceiver:
 
     def _on_traces(self, body: bytes) -> bytes:
         request = trace_service.ExportTraceServiceRequest.FromString(body)
-        spans = [
-            _span(span, of_resource.resource, of_scope)
-            for of_resource in request.resource_spans
-            for of_scope in of_resource.scope_spans
-            for span in of_scope.spans
-        ]
+        spans = spans_of(request)
         with self._news:
             self.payloads.append(body)
+            self.requests.append(request)
             self.spans += spans
             self._news.notify_all()
         return trace_service.ExportTraceServiceResponse().SerializeToString()
 
     def _on_metrics(self, body: bytes) -> bytes:
         request = metrics_service.ExportMetricsServiceRequest.FromString(body)
-        metrics = [
-            _metric(metric, of_resource.resource, of_scope)
-            for of_resource in request.resource_metrics
-            for of_scope in of_resource.scope_metrics
-            for metric in of_scope.metrics
-        ]
+        metrics = metrics_of(request)
         with self._news:
             self.payloads.append(body)
+            self.requests.append(request)
             self.metrics.update((metric.name, metric) for metric in metrics)
             self._news.notify_all()
         return metrics_service.ExportMetricsServiceResponse().SerializeToString()
+
+
+def spans_of(request: trace_service.ExportTraceServiceRequest) -> list[ReceivedSpan]:
+    """The spans of one export."""
+    return [
+        _span(span, of_resource.resource, of_scope)
+        for of_resource in request.resource_spans
+        for of_scope in of_resource.scope_spans
+        for span in of_scope.spans
+    ]
+
+
+def metrics_of(request: metrics_service.ExportMetricsServiceRequest) -> list[ReceivedMetric]:
+    """The metrics of one export."""
+    return [
+        _metric(metric, of_resource.resource, of_scope)
+        for of_resource in request.resource_metrics
+        for of_scope in of_resource.scope_metrics
+        for metric in of_scope.metrics
+    ]
 
 
 def _service(name: str, receive: Callable[[bytes], bytes]) -> grpc.GenericRpcHandler:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from embedded.answer import Answer, Json, new_id
@@ -31,6 +31,8 @@ class Plan:
     reply, or a status in which the response is shown. Streamed GETs get `resume_replies`, then the rest
     of the events. A cancelled response has no usage, as with the real service, until the GETs after it
     find `usage_after_cancel`.
+
+    Of the plan for a compaction only `before` and the answer's id and usage count.
     """
 
     answer: Answer = field(default_factory=Answer)
@@ -58,8 +60,8 @@ class ResponsesAPI:
     """Answers each create as `plan` says: with the stream or the response of a `Plan`, or with any reply.
 
     `stored` has every response by id as the server ended it: the truth to compare with, also for those
-    that `store=False` hides from GET, as it does without `background=True`. With a `key` only that key is
-    let in, else any.
+    that `store=False` hides from GET, as it does without `background=True`, and for compactions, which no
+    GET finds. With a `key` only that key is let in, else any.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class ResponsesAPI:
         match request.method, route and route["id"], route and route["cancel"]:
             case "POST", None, None if route:
                 return self._create(request)
+            case "POST", "compact", None:
+                return self._compact(request)
             case "GET", str(response_id), None:
                 return self._fetch(response_id, request)
             case "POST", str(response_id), str():
@@ -113,6 +117,14 @@ class ResponsesAPI:
             return self._stream(plan, answer.events(asked)[: plan.cut_after], plan.end)
         status = "queued" if asked.get("background") else None
         return Reply.json(answer.response(asked, status=status), headers=_request_id())
+
+    def _compact(self, request: SeenRequest) -> Reply:
+        plan = self._plan(request)
+        if isinstance(plan, Reply):
+            return plan
+        compaction = plan.answer.compaction()
+        self.stored[plan.answer.id] = compaction
+        return replace(Reply.json(compaction, headers=_request_id()), before=plan.before)
 
     def _fetch(self, response_id: str, request: SeenRequest) -> Reply:
         record = self._visible(response_id)

@@ -49,6 +49,17 @@ def create(client: openai.OpenAI, **more: Any) -> Any:
     return client.responses.create(model="gpt-5.4-mini", input="?", **more)
 
 
+def test_a_compaction_has_an_item_and_its_own_bill() -> None:
+    """`responses.compact` gets one item in place of the conversation, and the usage that is billed for it."""
+    with served(Plan(Answer(usage=usage(3120, 187)))) as (api, client):
+        compacted = client.responses.compact(model="gpt-5.4-mini", input="?")
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(compacted.id)
+    assert compacted.object == "response.compaction"
+    assert [item.type for item in compacted.output] == ["compaction"]
+    assert compacted.usage.to_dict() == api.stored[compacted.id]["usage"]
+
+
 def test_the_sdk_assembles_what_was_answered() -> None:
     """The helper that follows a stream ends with the very response the server stored."""
     with (

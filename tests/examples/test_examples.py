@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,8 @@ from embedded.otlp_receiver import OtlpReceiver
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+# The row of the one call that the small examples make, but for the time it took. No cached tokens: "-".
+CALL = ["completed", "14", "187", "23", "187", "-", "128", "stream"]
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
@@ -54,37 +55,6 @@ def rows(output: str) -> dict[str, list[str]]:
     return {first: rest for first, *rest in cells if rest}
 
 
-def test_the_demo_shows_every_ending() -> None:
-    """The demo's table has each call with its outcome, exact counts and where they come from."""
-    began = time.monotonic()
-    output = run_python("demo.py")
-    assert time.monotonic() - began < 20
-    table = rows(output)
-    assert table["a crew of emoji"][:7] == ["completed", "20", "34", "213", "0", "0", "stream"]
-    assert table["a thinker"][:7] == ["completed", "18", "1,840", "969", "1,664", "960", "stream"]
-    assert table["out of tokens"][0::6] == ["incomplete", "stream"]
-    assert table["cut by network"][2:7] == ["52", "388", "0", "0", "retrieval"]
-    assert table["closed half-way"][0::6] == ["closed", "retrieval"]
-    assert table["a cancelled task"][0::6] == ["cancelled", "retrieval"]
-    assert table["cut, store=False"][2:7] == ["-", "-", "-", "-", "not_stored"]
-    assert table["cut and resumed"][3] == "276"
-    assert table["cut and resumed"][6] in {"observation", "retrieval"}
-    assert table["└ fetched again"][2:7] == ["-"] * 5
-    assert table["gpt-5.4-mini"][:3] == ["output", "7", "2,640"]
-    assert "The server billed 2,760 output tokens. Telemetry has 2,640 of them" in output
-
-
-def test_the_demo_also_exports_to_an_endpoint_of_the_user() -> None:
-    """With an endpoint in the environment everything is sent there as well, and the demo says so."""
-    with OtlpReceiver() as receiver:
-        endpoint = receiver.http_endpoint
-        told = {OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, OTEL_EXPORTER_OTLP_PROTOCOL: "http/protobuf"}
-        output = run_python("demo.py", env=told)
-        assert len(receiver.wait_for_spans(17)) == 17
-        assert receiver.wait_for_metric("gen_ai.client.token.usage").unit == "{token}"
-    assert f"Sent to {endpoint}, with the metrics: 17 of 17 spans accepted" in output
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -108,7 +78,7 @@ def test_instrumenting_by_hand_exports_traces_and_metrics() -> None:
     """The example prints the answer, and what arrived in its stand-in receiver."""
     output = run_python("manual.py")
     assert output.startswith("A crew of five: ")
-    assert rows(output)["chat gpt-5.4-mini"][:7] == ["completed", "14", "23", "187", "0", "128", "stream"]
+    assert rows(output)["chat gpt-5.4-mini"][:-1] == CALL
 
 
 def test_instrumenting_by_hand_exports_to_an_endpoint_of_the_user() -> None:
@@ -125,5 +95,5 @@ def test_an_application_is_instrumented_without_a_line_of_code(protocol: str) ->
     """Environment variables alone give an ordinary application its span and its metrics."""
     output = run(EXAMPLES / "zero_code" / "run", env={OTEL_EXPORTER_OTLP_PROTOCOL: protocol})
     assert output.startswith("A crew of five: ")
-    assert rows(output)["chat gpt-5.4-mini"][:7] == ["completed", "14", "23", "187", "0", "128", "stream"]
+    assert rows(output)["chat gpt-5.4-mini"][:-1] == CALL
     assert "otel" not in (EXAMPLES / "zero_code" / "app.py").read_text().lower()
