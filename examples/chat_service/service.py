@@ -77,10 +77,10 @@ async def answer(question: Question, request: Request) -> StreamingResponse:
 
 
 async def events(question: Question, client: openai.AsyncOpenAI) -> AsyncIterator[str]:
-    """The answer: `text`, piece by piece, then `end` or `trouble`.
+    """Yield the answer: events `text`, then `end` or `trouble`.
 
-    Stop, or a closed tab, ends this wherever it waits, and on the way out `async with` closes the stream: the
-    model is not to write on for nobody.
+    Stop, or a closed tab, cancels this coroutine. `async with` then closes the stream. Otherwise the model
+    would keep generating text that is not read.
     """
     try:
         async with await client.responses.create(

@@ -1,4 +1,4 @@
-"""Rules, dashboards and the README's queries give the truth if another instrumentation exports as well.
+"""Rules, dashboards and the queries of the docs give the truth if another instrumentation exports as well.
 
 A service with OpenTelemetry's own instrumentation and ours exports to the stack. So the token metric has two
 scopes. The server knows what was used.
@@ -34,7 +34,8 @@ PACKAGES = (
     "openai>=1.66,<4",
 )
 NEIGHBOURS = ROOT / "tests" / "neighbours"
-README = (ROOT / "README.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "neighbours.md").read_text("utf-8")
+REFERENCE = (ROOT / "docs" / "reference.md").read_text("utf-8")
 USAGE = json.loads((EXAMPLE / "grafana" / "dashboards" / "usage.json").read_text("utf-8"))
 
 TOKENS = "gen_ai_client_token_usage"
@@ -223,7 +224,7 @@ BY_MODEL_AND_TYPE = "sum by (gen_ai_request_model, gen_ai_token_type)"
 
 def test_tokens_add_up_over_both_scopes(shop: Shop) -> None:
     """The sum over all scopes is what was used. Each call is in one of them."""
-    assert f"`{BY_MODEL_AND_TYPE}`" in README
+    assert f"`{BY_MODEL_AND_TYPE}`" in PAGE
     assert (
         shop.ask(f"{BY_MODEL_AND_TYPE} (gen_ai_client_token_usage_sum)", *MODEL_AND_TYPE) == shop.api.used()
     )
@@ -324,12 +325,12 @@ def test_the_usage_dashboard_shows_what_was_used(shop: Shop) -> None:
         }
 
 
-def test_the_queries_of_the_readme_give_what_was_used(shop: Shop) -> None:
+def test_the_queries_of_the_reference_give_what_was_used(shop: Shop) -> None:
     """They see what was added after the first value of a series: the second round.
 
     `increase` extrapolates, so its numbers are not exact.
     """
-    [block] = re.findall(r"```promql\n(.*?)```", README, re.DOTALL)
+    [block] = re.findall(r"```promql\n(.*?)```", REFERENCE, re.DOTALL)
     tokens, unknown = block.splitlines()
     added = shop.api.used() - shop.first
     assert shop.ask(tokens, *MODEL_AND_TYPE) == pytest.approx(added, rel=0.25)

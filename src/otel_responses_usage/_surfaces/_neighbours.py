@@ -26,7 +26,7 @@ class _Sign(Enum):
         CONTAINER: The current context has a container of this name. The neighbour writes on its span what is
             put into it, also if its span is not sampled.
         SCOPE: The current span was made by a tracer of this name, and is the span of an inference.
-        ATTRIBUTE: The current span is the span of an inference by its attributes, whoever made it.
+        ATTRIBUTE: The current span has the attributes of an inference span. Its scope does not matter.
         WRAPPER: `Responses.create` has a wrapper from modules with this prefix. Its span cannot be seen: it
             is made after the answer, or is not current.
 
@@ -138,7 +138,7 @@ class FoundNeighbour:
         """Have it write the usage of an answer that the application has received."""
         if self._container is not None:
             if getattr(self._span, "end_time", None) is not None:
-                return self.has_usage  # nobody reads the container any more
+                return self.has_usage  # the container is not read any more
             _fill(self._container, usage, response)
             return True
         # A neighbour reads the objects that the SDK makes of an answer.

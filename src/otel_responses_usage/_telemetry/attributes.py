@@ -139,7 +139,7 @@ def _usage_attributes(record: Record) -> dict[str, AttributeValue | None]:
 
 
 def usage_span_attributes(record: Record) -> dict[str, AttributeValue | None]:
-    """The attributes of a usage span. It has no operation name, so that nobody counts it as a call."""
+    """The attributes of a usage span. It has no operation name, so it is not counted as a call."""
     own = own_attributes(record)
     return {
         names.PROVIDER_NAME: record.request.server.provider,
