@@ -47,7 +47,7 @@ NOTE = (
 
 
 def draw(calls: Sequence[Call], theme: Theme = "auto") -> str:
-    """Return the SVG; with the theme "auto" it follows the colour scheme of whoever looks at it."""
+    """Return the SVG; with the theme "auto" it follows the colour scheme of the reader."""
     readings = Readings.of(calls)
     top = BARS_TOP + 3 * BAR_ROW + 36
     height = top + 34 + ROW * (sum(1 + len(call.fetches) for call in calls) + 1) + 44
