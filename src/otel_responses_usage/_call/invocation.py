@@ -15,6 +15,7 @@ from .._facts.outcome import ABANDONED, CANCELLED, CLOSED, EXIT, TRUNCATED, Endi
 from .._facts.request import WEBSOCKET, Operation, ResponsesRequest
 from .._facts.response import error_code
 from .._facts.usage import UsageSource
+from .._story import begin_story
 from .._telemetry.neighbour import CallSpan
 from .services import Services
 from .settlement import EndedCall, MakeTarget, Settlement
@@ -48,6 +49,7 @@ class Invocation:
         "_resent_at_s",
         "_services",
         "_start_ns",
+        "_story",
         "_tail",
         "_wall_clock_offset_ns",
         "call_span",
@@ -77,6 +79,10 @@ class Invocation:
         self._resent_at_s = 0.0  # when the last of these requests is sent, by `time.monotonic`
         # A weak reference to the HTTP response, whose callback is `on_garbage_collected`.
         self.response_ref: Callable[[], object] | None = None
+        self._story = begin_story()
+        if self._story is not None:
+            operation, span = request.operation, call_span.span.get_span_context().span_id
+            self._story.tell("opened", operation=operation, model=request.model, span=f"{span:016x}")
 
     @property
     def ended(self) -> bool:
@@ -106,6 +112,8 @@ class Invocation:
     def on_headers(self, headers: AnswerHeaders) -> None:
         """Note the headers of an answer, also of one that the SDK does not accept."""
         self._request_id = headers.request_id
+        if self._story is not None:
+            self._story.tell("answered", request_id=headers.request_id)
         self.on_refusal(headers)
 
     def on_refusal(self, headers: AnswerHeaders) -> None:
@@ -405,6 +413,16 @@ class Invocation:
         services, reception = self._services, self._reception
         services.on_end(self)
         reception.release()
+        if self._story is not None:
+            state, response = reception.state, reception.state.response
+            self._story.tell(
+                "ended",
+                response=response.id,
+                model=response.model or self._request.model,
+                outcome=ending.outcome,
+                error=ending.error_type,
+                events=state.events,
+            )
         call = EndedCall(
             self._request,
             self.call_span,
@@ -417,6 +435,7 @@ class Invocation:
             self._resend_count,
             self._has_left,
             self._content,
+            self._story,
         )
         make_target, self._make_target = self._make_target, None  # it holds the credentials
         self._content = None

@@ -17,6 +17,7 @@ from .._facts.request import Operation, ResponsesRequest
 from .._facts.response import Response
 from .._facts.usage import MissingReason, Usage, UsageSource
 from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
+from .._story import Story
 from .._telemetry.neighbour import CallSpan
 from .._telemetry.record import Record, Retrieval, call_record
 from .._telemetry.uncounted import UncountedCall
@@ -44,6 +45,7 @@ class EndedCall(NamedTuple):
         resend_count: How often the SDK sent the request again.
         has_left: Whether the application stopped to read before the end of the answer.
         content: The body of its request, if input tokens are to be counted.
+        story: Logs its steps; `None` if that is off.
 
     """
 
@@ -58,6 +60,7 @@ class EndedCall(NamedTuple):
     resend_count: int
     has_left: bool
     content: bytes | None = None
+    story: Story | None = None
 
 
 class Settlement:
@@ -178,6 +181,7 @@ class Settlement:
             self,
             is_background=self._is_background,
             asks_once=asks_once,
+            story=self._call.story,
         )
         return self._services.recovery.submit(job)
 
@@ -247,6 +251,11 @@ class Settlement:
         response before that.
         """
         call, delivery, told = self._call, self._services.delivery, None
+        if call.story is not None:
+            model, reason = record.response.model or call.request.model, record.missing_reason
+            call.story.tell(
+                "settled", response=record.response.id, model=model, source=record.source, reason=reason
+            )
         finish = partial(self._services.telemetry.finish, call.call_span, record)
         if not in_turn:
             finish()

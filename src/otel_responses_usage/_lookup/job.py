@@ -8,6 +8,7 @@ from .. import _fault
 from .._facts.request import Server
 from .._facts.response import Response
 from .._facts.usage import MissingReason, Usage, UsageSource
+from .._story import Story
 
 
 class LookupTarget(Protocol):
@@ -80,6 +81,7 @@ class Job:
         is_background: Whether the response may take minutes.
         asks_once: Whether to send one request only. Its failure says nothing about the server.
         counts_input: Whether to ask for a count of input tokens instead of the response.
+        story: Logs the steps of the call; `None` if that is off.
         attempts: Requests made so far.
         shown: The response, as the application was shown it during the look-up, or just after.
 
@@ -95,6 +97,7 @@ class Job:
         "response_id",
         "server",
         "shown",
+        "story",
         "timeout_s",
     )
 
@@ -108,6 +111,7 @@ class Job:
         is_background: bool = False,
         asks_once: bool = False,
         counts_input: bool = False,
+        story: Story | None = None,
     ) -> None:
         self.server = server
         self.response_id = response_id
@@ -116,6 +120,7 @@ class Job:
         self.is_background = is_background
         self.asks_once = asks_once
         self.counts_input = counts_input
+        self.story = story
         self.attempts = 0
         self.shown: Response | None = None
         self._open: list[None] = [None]

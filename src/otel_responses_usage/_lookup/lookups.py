@@ -214,6 +214,10 @@ class LookUp:
         with suppress_instrumentation():
             answer = self._lookups.retriever.get(self._request.target, timeout_s, self._request.content)
         self._left_s -= time.monotonic() - began
+        if job.story is not None:
+            status = answer.response.status if answer.response is not None else None
+            facts = {"http": answer.status, "failure": answer.failure, "status": status}
+            job.story.tell("asked", response=job.response_id, attempt=job.attempts, **facts)
         if answer.failure is Failure.RESOURCES:
             self._is_judged = False
         else:
