@@ -26,6 +26,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: Final = {
+    "doctor": Command("doctor", "Find out why telemetry does not arrive, or is not complete."),
     "reconcile": Command(
         "reconcile", "Compare the token totals in Prometheus with the provider's usage record."
     ),

@@ -1,0 +1,1 @@
+"""The folder that is put in front of `PYTHONPATH`, so that Python runs its `sitecustomize` first."""
