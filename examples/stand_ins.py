@@ -19,11 +19,13 @@ from embedded.answer import FAILED, Answer, usage
 from embedded.http_server import ScriptedServer
 from embedded.otlp_receiver import OtlpReceiver
 from embedded.responses_api import Plan, ResponsesAPI
+from embedded.websocket_api import Turn, WebSocketAPI
 from tables import WIDE, calls_table, tokens_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from embedded.answer import Json
     from embedded.http_server import SeenRequest
 
 # A proxy of the user's could not find what is on loopback here; programs differ in the case they look for.
@@ -50,6 +52,30 @@ she wrote that nobody knew.
 
 The harbour has paid by her book ever since."""
 
+PROGRAM = """\
+Here is how the keeper **adds up her book**, in Python:
+
+```python
+def total(book: list[tuple[str, int | None]]) -> tuple[int, list[str]]:
+    # The sum of the cargo, and the ships whose *weight* is unknown.
+    known = sum(weight for _, weight in book if weight is not None)
+    return known, [ship for ship, weight in book if weight is None]
+```
+
+1. A weight that is known is added **once**.
+2. A weight that is *not* known is no zero. `None` says so.
+
+| ship | hour | weight |
+| --- | :---: | ---: |
+| Aurora | 06:10 | 187 |
+| Meridian | 07:45 | 1,024 |
+| Halcyon | 09:30 | unknown |
+
+> A horn says that a ship is there, and not what it carries.
+
+More about `sum` is in [the documentation](https://docs.python.org/3/library/functions.html#sum).
+"""
+
 
 @contextmanager
 def stand_in_api() -> Iterator[None]:
@@ -57,8 +83,10 @@ def stand_in_api() -> Iterator[None]:
     if "OPENAI_API_KEY" in os.environ:
         yield
         return
-    with ScriptedServer(ResponsesAPI(_plan)) as server:
-        os.environ |= {"OPENAI_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": "sk-stand-in"} | NO_PROXY
+    by_websocket = os.environ.get("CHAT_TRANSPORT") == "websocket"
+    with WebSocketAPI(_turn) if by_websocket else ScriptedServer(ResponsesAPI(_plan)) as server:
+        url = server.url if by_websocket else f"{server.url}/v1"
+        os.environ |= {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "sk-stand-in"} | NO_PROXY
         yield
 
 
@@ -88,15 +116,27 @@ def print_arrivals(receiver: OtlpReceiver) -> None:
         console.print(tokens_table(receiver.metrics))
 
 
+def _turn(asked: Json) -> Turn:
+    plan = _plan_for(asked)
+    return Turn(plan.answer, pace=plan.pace)
+
+
 def _plan(request: SeenRequest) -> Plan:
-    question = str(request.json["input"]).lower()
+    return _plan_for(request.json)
+
+
+def _plan_for(asked: Json) -> Plan:
+    question = str(asked["input"]).lower()
     if "crew" in question:
         return Plan(_crew(), pace=0.02)
-    asked = 31 + len(question.split())
+    tokens = 31 + len(question.split())
+    if "program" in question:
+        pieces = tuple(re.findall(r"\S{1,4}|\s+", PROGRAM))
+        return Plan(Answer(pieces, usage(tokens, 243)), pace=0.015)
     words = tuple(re.findall(r"\S+\s*", STORY))
     if "fail" in question:
-        return Plan(Answer(words[:12], usage(asked, 16), ending=FAILED), pace=0.06)
-    return Plan(Answer(words, usage(asked, 196)), pace=0.06)
+        return Plan(Answer(words[:12], usage(tokens, 16), ending=FAILED), pace=0.06)
+    return Plan(Answer(words, usage(tokens, 196)), pace=0.06)
 
 
 def _crew() -> Answer:
