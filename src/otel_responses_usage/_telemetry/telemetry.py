@@ -197,7 +197,7 @@ class Telemetry:
             )
             usage_span.end(record.end_ns)
         if neighbour.can_be_added_to:
-            neighbour.add({**call_span.baggage.on_span, **without_none(own_attributes(record))})
+            neighbour.add(without_none(own_attributes(record)), call_span.baggage.on_span)
 
     def _set_attributes(self, span: Span, record: Record) -> None:
         span.set_attributes(end_attributes(record))
