@@ -251,8 +251,8 @@ class Settlement:
     def _tell(self, record: Record, *jobs: Job | None, in_turn: bool = False) -> None:
         """Write the span and the metrics, tell the application, and keep the call if it has no usage.
 
-        With `in_turn` all but the last may have to wait for their turn. The application may fetch the response
-        before that.
+        With `in_turn` all but the last may have to wait for their turn. The application may fetch the
+        response before that.
         """
         call, delivery, told = self._call, self._services.delivery, None
         if call.story is not None:
