@@ -74,8 +74,10 @@ def planned(request: SeenRequest) -> Plan | Reply:
 
 @pytest.fixture
 def server(serve: Serve) -> ScriptedServer:
-    """The Responses API; the model of a call says what becomes of it."""
-    return serve(ResponsesAPI(planned))
+    """The Responses API; the model of a call says what becomes of it. Each input has twelve tokens."""
+    api = ResponsesAPI(planned)
+    counted = {"object": "response.input_tokens", "input_tokens": 12}
+    return serve(lambda seen: Reply.json(counted) if seen.path.endswith("/input_tokens") else api(seen))
 
 
 def client_of(server: ScriptedServer, kind: type[Any] = openai.OpenAI, **given: Any) -> Any:
@@ -142,6 +144,7 @@ def metrics_of(generations: tuple[_semconv.Generation, ...]) -> set[str]:
         "openai_responses.rate_limit.remaining",
         "openai_responses.retrieval.duration",
         "openai_responses.pending",
+        "openai_responses.usage.input_count",
     }
 
 
@@ -161,7 +164,7 @@ def test_every_metric_and_every_span_says_whose_call_it_was(
 ) -> None:
     """All that a call leaves behind has its entries, under their names: looked up, fetched, late, retried."""
     monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opt_in)
-    observed = instrument(baggage_keys=KEYS)
+    observed = instrument(baggage_keys=KEYS, input_count=True)
     window = {"background": True, "background_options": {"completion_window": "2h"}}
     with (
         client_of(server, max_retries=1) as client,
@@ -172,12 +175,13 @@ def test_every_metric_and_every_span_says_whose_call_it_was(
         read(client)
         read(client, "left")
         read(client, "cut")
+        read(client, "left", store=False)
         client.responses.create(model="tools", input="x")
         client.responses.create(model="retried", input="x")
         deferred = client.responses.create(model="whole", input="x", extra_body=window)
         list(client.responses.retrieve(deferred.id, stream=True))
     expected = {"tenant.id": "acme", "feature": "chat"}
-    for span in observed.spans(7):
+    for span in observed.spans(8):
         attributes = dict(span.attributes or {})
         assert {name: attributes.get(name) for name in KEYS} == expected, span.name
         assert "secret" not in attributes.values()

@@ -41,8 +41,8 @@ PRICES = (
 """
 )
 
-# Each argument is `MODEL:CALL` or `MODEL:CALL:TENANT`. The call is the prompt, by which the server knows what it
-# must answer.
+# Each argument is `MODEL:CALL` or `MODEL:CALL:TENANT`. The call is the prompt, by which the server knows what
+# it must answer.
 SERVICE = """
 import sys
 import time
