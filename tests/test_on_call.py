@@ -840,7 +840,6 @@ def zero_code(folder: Path, serve: Serve, *command: str, on_call: str) -> subpro
     ("command", "on_call", "name"),
     [
         (("app.py",), "app:keep", "__main__"),
-        (("-m", "package.app"), "package.app:keep", "__main__"),
         (("-c", "import package.app"), "package.app:keep", "package.app"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
