@@ -43,11 +43,16 @@ LIMITS = {
 
 # What becomes of a call is the one word of its prompt.
 SHOP = """
+import itertools
+import os
 import sys
 import time
 
 import openai
+from opentelemetry import baggage, context
 
+# A call belongs to the next of these tenants, if there are any.
+tenants = itertools.cycle(os.environ.get("TENANTS", "").split())
 clients = {key: openai.OpenAI(api_key=key, max_retries=0) for key in ("sk-shop", "sk-lost")}
 WINDOW = {"background": True, "extra_body": {"background_options": {"completion_window": "2h"}}}
 
@@ -75,10 +80,16 @@ def play(call):
 rounds, *calls = sys.argv[1:]
 for _ in range(int(rounds)):
     for call in calls:
+        token = None
+        if os.environ.get("TENANTS"):
+            token = context.attach(baggage.set_baggage("tenant.id", next(tenants)))
         try:
             play(call)
         except openai.OpenAIError:
             pass
+        finally:
+            if token is not None:
+                context.detach(token)
         time.sleep(0.05)
 """
 
@@ -237,10 +248,16 @@ class Stack:
         }
 
     @contextlib.contextmanager
-    def service(self, name: str, *calls: str, rounds: int = 1) -> Iterator[Callable[[], int]]:
-        """A process without a line of telemetry that makes these calls; it yields how to wait for its end."""
+    def service(
+        self, name: str, *calls: str, rounds: int = 1, tenants: str = ""
+    ) -> Iterator[Callable[[], int]]:
+        """A process without a line of telemetry that makes these calls; it yields how to wait for its end.
+
+        If it has tenants, they make the calls in turn.
+        """
         environment = {
             **self.settings(name),
+            **({"TENANTS": tenants, "OTEL_RESPONSES_USAGE_BAGGAGE_KEYS": "tenant.id"} if tenants else {}),
             "OTEL_METRIC_EXPORT_INTERVAL": "1000",
             "OTEL_BSP_SCHEDULE_DELAY": "200",
         }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ._facts.outcome import Outcome
+from ._facts.outcome import Outcome, ending_of
 from ._facts.response import Response
 from ._facts.tools import ToolUsage
 from ._facts.usage import MissingReason, Usage, UsageSource
@@ -22,7 +22,7 @@ class CallRecord:
     It has no content and no credentials. A value that is not known is `None`.
 
     Attributes:
-        operation: The kind of call: `chat` or `compact`.
+        operation: The kind of call: `chat` or `compact`. A response hook also gets `fetch_response`.
         provider: As `gen_ai.provider.name`, for example `openai`.
         server_address: The host that the call was sent to.
         server_port: Its port.
@@ -109,6 +109,7 @@ def late_record(first: CallRecord, response: Response) -> CallRecord:
     return replace(
         first,
         response_model=response.model or first.response_model,
+        finish_reason=first.finish_reason or ending_of(response, "completed").finish_reason(response),
         status=response.status,
         usage=response.usage,
         usage_source=UsageSource.OBSERVATION,

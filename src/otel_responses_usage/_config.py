@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import inspect
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -53,7 +56,9 @@ class Config:
             sends the content of the call once more, and holds it until then. It generates nothing.
         on_call: A function that is called with a `CallRecord` once per call, when its usage is known or given
             up on. It runs on a thread of this package, for one call after the other. What it raises is
-            counted. In the environment it is named as `package.module:function`.
+            counted. In the environment it is named as `package.module:function`. It may be part of the
+            application's own program: the program is not imported a second time. An exit keeps a tenth of
+            `exit_timeout` for it.
 
     Raises:
         ValueError: A value is out of range.
@@ -97,6 +102,8 @@ class Config:
             raise ValueError(f"baggage_keys must be names, not {keys!r}")
         if self.on_call is not None and not callable(self.on_call):
             raise ValueError(f"on_call must be a function, not {self.on_call!r}")
+        if inspect.iscoroutinefunction(self.on_call):
+            raise ValueError(f"on_call must not be a coroutine function, as {self.on_call!r} is")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:
@@ -156,29 +163,54 @@ def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-class _NamedFunction:
+class NamedFunction:
     """A function that is given by its name. It is imported when it is called first."""
 
     def __init__(self, name: str) -> None:
         module, colon, path = name.partition(":")
         if not (colon and module and path):
             raise ValueError(name)
-        self._module, self._path = module, path
+        self.__module__, self.__qualname__ = module, path
         self._function: Callable[[CallRecord], object] | None = None
+        self._failure: Exception | None = None
 
-    def __call__(self, record: CallRecord) -> object:
+    def load(self) -> Callable[[CallRecord], object]:
+        """Import the function, and return it. A module that cannot be imported is not tried again."""
         if self._function is None:
-            function: Any = importlib.import_module(self._module)
-            for name in self._path.split("."):
+            if self._failure is not None:
+                raise self._failure.with_traceback(None)
+            try:
+                function: Any = _module_with(self.__module__, self.__qualname__.partition(".")[0])
+            except Exception as error:
+                self._failure = error
+                raise
+            for name in self.__qualname__.split("."):
                 function = getattr(function, name)
             self._function = function
         assert self._function is not None  # noqa: S101  # set above
-        return self._function(record)
+        return self._function
+
+    def __call__(self, record: CallRecord) -> object:
+        return self.load()(record)
+
+
+def _module_with(module: str, name: str) -> Any:
+    """Return the module, with this name in it as soon as it has it."""
+    loaded = sys.modules.get(module)
+    if hasattr(loaded, name):
+        return loaded  # its import may not have ended, and may even wait for this function
+    if loaded is None:
+        # Python calls the program that runs `__main__`. Imported by its name, it would run a second time.
+        program = getattr(sys.modules.get("__main__"), "__file__", None)
+        found = importlib.util.find_spec(module)
+        if program and found and found.origin and os.path.realpath(program) == os.path.realpath(found.origin):
+            return sys.modules["__main__"]
+    return importlib.import_module(module)
 
 
 # By the type of the default, or by the name of a setting without default.
 _PARSERS: Final[dict[type | str, Callable[[str], Any]]] = {
-    "on_call": _NamedFunction,
+    "on_call": NamedFunction,
     tuple: _parse_names,
     bool: _parse_bool,
     int: int,

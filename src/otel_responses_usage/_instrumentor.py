@@ -45,6 +45,7 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
     - `request_hook`: called with the span and a mapping of all parameters of a call, when it begins. The
       parameters contain the prompt.
     - `response_hook`: called with the span and a `CallRecord`, before the span ends.
+      If the call has no span of this package, both hooks get a span that is not recorded.
     - `exclude`: called with the mapping of all parameters. If it returns true, the call is not recorded.
 
     What these functions raise is contained and counted. They run on the threads of the calls.

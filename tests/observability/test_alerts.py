@@ -59,5 +59,16 @@ def test_nothing_is_told_without_reason(stack: Stack) -> None:
         "OpenAIRetrievalCircuitOpen",
         "OpenAITokensWithoutPrice",
         "OpenAIToolsWithoutPrice",
+        "OpenAITenantBudgetNear",
+        "OpenAITenantBudgetUsedUp",
     }
     assert {notice.alert for notice in stack.notices} <= expected
+
+
+def test_a_tenant_that_has_used_up_its_budget_is_told(stack: Stack) -> None:
+    """The alert names the tenant, and links its section of the runbook and its dashboard."""
+    told = stack.notice("OpenAITenantBudgetUsedUp", "firing", tenant_id="acme")
+    assert told.receiver == "/page"
+    assert told.annotations["runbook_url"].endswith("/operations.html#openaitenantbudgetusedup")
+    assert told.annotations["dashboard_url"].endswith("/d/openai-responses-tenants?var-tenant=acme")
+    assert not any(notice.labels.get("tenant_id") == "zeta" for notice in stack.notices)

@@ -304,11 +304,13 @@ def test_spans_are_counted_by_what_decides_the_price(passed: Passed) -> None:
     }
     flex = {"openai.response.service_tier": "flex"}
     window = {"openai_responses.request.completion_window": "2h"}
+    looked_up = {"openai_responses.usage.source": "retrieval", "gen_ai.usage.output_tokens": 7}
+    tenant = {"tenant.id": "acme"}
     for name, attributes in (
         ("chat m", {"gen_ai.operation.name": "chat", **counts, **flex}),
         ("chat m", {"gen_ai.operation.name": "chat", "gen_ai.usage.input_tokens": 1000, **flex}),
         ("compact m", {"gen_ai.operation.name": "compact", **counts}),
-        ("usage m", {**counts, **window}),  # it has no operation
+        ("usage m", {**counts, **window, **looked_up, **tenant}),  # it has no operation
         ("invoke_agent a", {"gen_ai.operation.name": "invoke_agent", **counts}),
         ("fetch_response", {"gen_ai.operation.name": "fetch_response"}),
     ):
@@ -328,6 +330,9 @@ def test_spans_are_counted_by_what_decides_the_price(passed: Passed) -> None:
     assert counted("input_tokens", **{tier: "flex"}) == 2000
     assert counted("cached_input_tokens", **{tier: "flex"}) == 100
     assert counted("cache_write_input_tokens", **{of_window: "2h"}) == 10
+    assert counted("cached_input_tokens", tenant_id="acme") == 100
+    assert counted("input_tokens", tenant_id="acme") == 0
+    assert counted("recovered_tokens") == counted("recovered_tokens", tenant_id="acme") == 1007
 
 
 def test_the_collector_tells_how_it_is(passed: Passed) -> None:

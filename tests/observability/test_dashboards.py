@@ -26,8 +26,15 @@ PANELS = [
     for name, dashboard in DASHBOARDS.items()
     for panel in dashboard["panels"]
 ]
-# What Grafana would put in: all services and models, the last six hours, a bar a minute, four scrapes.
-VARIABLES = {"$job": ".*", "$model": ".*", "$__range": "6h", "$__interval": "1m", "$__rate_interval": "1m"}
+# What Grafana would put in: all services, models and tenants, six hours, a bar a minute, four scrapes.
+VARIABLES = {
+    "$job": ".*",
+    "$model": ".*",
+    "$tenant": ".*",
+    "$__range": "6h",
+    "$__interval": "1m",
+    "$__rate_interval": "1m",
+}
 
 
 def promql(target: dict[str, Any]) -> str:
@@ -99,7 +106,7 @@ def test_an_exemplar_leads_to_its_trace(at_work: Stack, panel: dict[str, Any]) -
 @pytest.mark.parametrize("dashboard", DASHBOARDS.values(), ids=DASHBOARDS)
 def test_the_variables_have_values(at_work: Stack, dashboard: dict[str, Any]) -> None:
     """Services and models to choose from are those that made calls."""
-    [services, models] = [
+    [services, models, *tenants] = [
         variable["query"]["query"]
         for variable in dashboard["templating"]["list"]
         if variable["type"] == "query"
@@ -108,9 +115,12 @@ def test_the_variables_have_values(at_work: Stack, dashboard: dict[str, Any]) ->
         "label_values(openai_responses_calls_total, job)",
         'label_values(openai_responses_calls_total{job=~"$job"}, gen_ai_request_model)',
     )
+    own = 'openai_responses_calls_total{job=~"$job", gen_ai_request_model=~"$model", tenant_id!=""}'
+    assert tenants == [f"label_values({own}, tenant_id)"] * (dashboard["uid"] == "openai-responses-tenants")
     series = at_work.prometheus.query("openai_responses_calls_total")
     assert {one["metric"]["job"] for one in series} >= {"cafe", "shop"}
     assert {one["metric"]["gen_ai_request_model"] for one in series} == {MODEL}
+    assert {one["metric"].get("tenant_id") for one in series} == {None, "acme", "zeta"}
 
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS.values(), ids=DASHBOARDS)
@@ -132,8 +142,9 @@ def test_panels_stand_side_by_side(dashboard: dict[str, Any]) -> None:
 def test_dashboards_lead_to_each_other() -> None:
     """A link names a dashboard that is there, and no two have one name."""
     uids = {dashboard["uid"] for dashboard in DASHBOARDS.values()}
-    links = {link["url"] for dashboard in DASHBOARDS.values() for link in dashboard["links"]}
-    assert links == {f"/d/{uid}" for uid in uids}
+    for dashboard in DASHBOARDS.values():
+        links = {link["url"] for link in dashboard["links"]}
+        assert links == {f"/d/{uid}" for uid in uids - {dashboard["uid"]}}
     assert len(uids) == len(DASHBOARDS)
 
 
@@ -141,3 +152,11 @@ def test_panels_use_the_data_source_that_is_chosen() -> None:
     """No panel is bound to a data source of one installation."""
     chosen = {"type": "prometheus", "uid": "${datasource}"}
     assert all(panel.values[0]["datasource"] == chosen for panel in PANELS)
+
+
+@pytest.mark.parametrize("panel", [panel for panel in PANELS if panel.values[0]["type"] == "timeseries"])
+def test_legends_have_values(panel: dict[str, Any]) -> None:
+    """Beside the name of a line stands a number: its sum, or its last value."""
+    legend = panel["options"]["legend"]
+    assert legend["displayMode"] == "table"
+    assert {"sum", "lastNotNull"} & set(legend["calcs"])

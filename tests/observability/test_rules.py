@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from enum import Enum
 from pathlib import Path
@@ -56,6 +57,7 @@ OF_SPANS = {
     "openai_responses_spans_input_tokens_total",
     "openai_responses_spans_cached_input_tokens_total",
     "openai_responses_spans_cache_write_input_tokens_total",
+    "openai_responses_spans_recovered_tokens_total",
 }
 
 
@@ -182,6 +184,25 @@ def test_the_readme_explains_every_alert() -> None:
     readme = (EXAMPLE / "README.md").read_text("utf-8")
     told = re.findall(r"^\| `(OpenAI\w+)` \| (\w+) \|", readme, re.MULTILINE)
     assert told == [(rule["alert"], rule["labels"]["severity"]) for rule in ALERTS]
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_every_alert_links_its_runbook_and_a_dashboard(rule: dict[str, Any]) -> None:
+    """The section is in docs/operations.md, and the dashboard has the variable that it is opened with."""
+    page, _, anchor = rule["annotations"]["runbook_url"].rpartition("#")
+    assert (page, anchor) == ("https://docs.example/operations.html", rule["alert"].lower())
+    assert f"\n### {rule['alert']}\n" in (EXAMPLE.parents[1] / "docs" / "operations.md").read_text("utf-8")
+    found = re.fullmatch(
+        r"http://localhost:3000/d/([\w-]+)(?:\?var-(\w+)=\{\{ \$labels\.(\w+) \| urlquery \}\})?",
+        rule["annotations"]["dashboard_url"],
+    )
+    assert found
+    boards = {
+        board["uid"]: {variable["name"] for variable in board["templating"]["list"]}
+        for board in map(json.loads, (path.read_text("utf-8") for path in EXAMPLE.rglob("dashboards/*.json")))
+    }
+    assert {found[2]} - {None} <= boards[found[1]]
+    assert found[3] in (None, "job", "tenant_id")
 
 
 def test_hastened_rules_are_the_same_rules() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -41,19 +41,22 @@ PRICES = (
 """
 )
 
-# Each argument is `MODEL:CALL`. The call is the prompt, by which the server knows what it must answer.
+# Each argument is `MODEL:CALL` or `MODEL:CALL:TENANT`. The call is the prompt, by which the server knows what
+# it must answer.
 SERVICE = """
 import sys
 import time
 
 import openai
+from opentelemetry import baggage, context
 
 client = openai.OpenAI(api_key="sk-till", max_retries=1)
 WINDOW = {"background": True, "background_options": {"completion_window": "2h"}}
 
 
-def play(model, call):
-    about = {"model": model, "input": call}
+def play(model, call, tenant=None):
+    about = {"model": model, "input": call, "extra_headers": {"x-tenant": tenant or ""}}
+    context.attach(baggage.set_baggage("tenant.id", tenant) if tenant else baggage.clear())
     kind = call.partition("-")[0]
     if kind == "window":
         deferred = client.responses.create(**about, **WINDOW)
@@ -139,6 +142,7 @@ class Till:
     def __init__(self) -> None:
         self.prices = prices()
         self.dollars = Decimal(0)
+        self.by_tenant: defaultdict[str, Decimal] = defaultdict(Decimal)
         self.by_tier: Counter[tuple[str, str]] = Counter()  # tokens by tier and window
         self.unpriced: Counter[str] = Counter()
         self.calls = 0
@@ -153,7 +157,9 @@ class Till:
         bill = BILLS[asked["input"]]
         window = (asked.get("background_options") or {}).get("completion_window")
         body = self._body(bill, asked)
+        before = self.dollars
         self._charge(bill, asked["model"], window, body["usage"])
+        self.by_tenant[request.headers["x-tenant"]] += self.dollars - before
         if request.path.endswith("/compact"):
             names = ("id", "created_at", "usage")
             return Reply.json(
@@ -396,3 +402,20 @@ def test_a_tier_and_a_tool_without_a_price_are_reported_and_not_billed(shop: Sho
         "openai_responses_tool_type",
         "unit",
     ) == {("code_interpreter_call", "calls"): 0.5}
+
+
+def test_spend_of_tenants_is_right_to_the_cent(shop: Shop) -> None:
+    """Each tenant costs what its calls cost, and so do calls without a tenant."""
+    calls = [f"{call}{tenant}" for call in CALLS for tenant in ("", ":acme", ":zeta")]
+    with shop.service("tenants", *calls, OTEL_RESPONSES_USAGE_BAGGAGE_KEYS="tenant.id") as till:
+        pass
+    dollars = shop.settled("tenants")
+    assert dollars == pytest.approx(float(till.dollars), abs=0.000_001)
+    spend = "tenant_job_model:openai_responses_spend_dollars:increase1m"
+    spent = shop.ask(f'sum by (tenant_id) (sum_over_time({spend}{{job="tenants"}}[1h]))', "tenant_id")
+    billed = {(name,): float(share) for name, share in till.by_tenant.items()}
+    assert spent == pytest.approx(billed, abs=0.000_001)
+    assert billed.keys() == {("",), ("acme",), ("zeta",)}
+    month = shop.ask("sum by (tenant_id) (tenant_month:openai_responses_spend_dollars:sum)", "tenant_id")
+    del billed[("",)]
+    assert month == pytest.approx(billed, abs=0.000_001)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from .._call_record import CallRecord
+from .._config import NamedFunction
+from .._lookup.imports import forks_wait
 from .._lookup.worker import THREAD_NAME, Signal
 
 _MAX_RECORDS: Final = 10_000
@@ -35,6 +38,32 @@ class Loss(Enum):
     SHUTDOWN = "shutdown"
 
 
+class _Locks(NamedTuple):
+    """What the threads wait with.
+
+    It is made with the first record and not earlier: gevent and eventlet replace the locks of Python, and may
+    do so after the instrumentation was switched on.
+    """
+
+    arrived: Signal
+    delivered: Signal
+    starting: Any  # a reentrant lock: a signal handler may come back here
+
+
+class _Mark:
+    """Stands for a record that the function has not returned from.
+
+    Attributes:
+        is_given_up: Whether an exit has waited for it in vain.
+
+    """
+
+    __slots__ = ("is_given_up",)
+
+    def __init__(self) -> None:
+        self.is_given_up = False
+
+
 class Delivery:
     """Calls the function with one record after the other, in the order in which calls are recorded.
 
@@ -52,39 +81,52 @@ class Delivery:
         """
         self._on_call = on_call
         self._count_loss = count_loss
-        self._has_warned = False
+        self._warned: set[Loss] = set()
         self.begin_anew()
 
     def begin_anew(self) -> None:
         """Forget the records. Called in a forked child, too: the parent process delivers them."""
+        # Only single operations of `dict` and `deque` touch these, so no thread needs a lock.
         self._records: deque[CallRecord] = deque()
-        self._signal, self._delivered = Signal(), Signal()
-        self._starting = threading.RLock()  # a signal handler may come back here
+        self._busy: dict[_Mark, None] = {}
+        self._locks: dict[None, _Locks] = {}
         self._thread: threading.Thread | None = None
-        self._busy: dict[object, None] = {}  # a mark for each record that is being delivered
 
     def put(self, record: CallRecord) -> None:
         """Have a record delivered soon."""
         if len(self._records) >= _MAX_RECORDS:
-            self._count_loss(Loss.REFUSED)
+            self._lose(
+                Loss.REFUSED, f"on_call is slow. {_MAX_RECORDS} calls wait for it, and others are lost."
+            )
             return
         self._records.append(record)
-        self._signal.send()
+        self._get_locks().arrived.send()
         self._start()
 
-    def drain(self, timeout_s: float) -> bool:
-        """Wait until all records are delivered, at most so long; return whether they are."""
+    def drain(self, timeout_s: float, *, is_exit: bool = False) -> bool:
+        """Wait until all records are delivered, at most so long; return whether they are.
+
+        Args:
+            timeout_s: The longest wait.
+            is_exit: Whether the process or a provider ends. That is so several times in one exit, but one
+                record is waited for only once.
+
+        """
         deadline = time.monotonic() + timeout_s
         waited_s = 0.0  # counted as well as measured: tests freeze the clock
         while self._records or self._busy:
             thread = self._thread
             if thread is threading.current_thread():  # the function itself waits
                 return False
+            if is_exit and any(mark.is_given_up for mark in list(self._busy)):
+                return False
             if time.monotonic() >= deadline or waited_s >= timeout_s:
+                for mark in list(self._busy):
+                    mark.is_given_up |= is_exit
                 return False
             if thread is None or not thread.is_alive():
                 self._deliver_next()  # no thread could be started
-            elif not self._delivered.wait(_CHECK_S):
+            elif not self._get_locks().delivered.wait(_CHECK_S):
                 waited_s += _CHECK_S
         return True
 
@@ -95,12 +137,17 @@ class Delivery:
                 self._records.popleft()
             except IndexError:
                 break
-            self._count_loss(Loss.SHUTDOWN)
+            self._lose(Loss.SHUTDOWN, "The process ends before on_call has been called for all calls.")
+
+    def _get_locks(self) -> _Locks:
+        return self._locks.get(None) or self._locks.setdefault(
+            None, _Locks(Signal(), Signal(), threading.RLock())
+        )
 
     def _start(self) -> None:
         if self._thread is not None:
             return
-        with self._starting:
+        with self._get_locks().starting:
             if self._thread is not None:
                 return
             self._thread = threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True)
@@ -111,7 +158,7 @@ class Delivery:
 
     def _serve(self) -> None:
         try:
-            while self._records or self._signal.wait(_IDLE_S):
+            while self._records or self._get_locks().arrived.wait(_IDLE_S):
                 while self._deliver_next():
                     pass
         finally:
@@ -121,21 +168,45 @@ class Delivery:
 
     def _deliver_next(self) -> bool:
         """Deliver the next record, and return whether there was one."""
-        mark = object()
+        mark = _Mark()
         self._busy[mark] = None  # before it leaves the queue: `drain` waits for it
         try:
             try:
                 record = self._records.popleft()
             except IndexError:
                 return False
-            self._on_call(record)
-        except (Exception, SystemExit) as error:
-            self._count_loss(Loss.RAISED)
-            if not self._has_warned:
-                self._has_warned = True
-                name = type(error).__name__
-                _logger.warning("on_call has raised %s. Its further errors are not logged.", name)
+            self._call(record)
         finally:
             self._busy.pop(mark, None)
-            self._delivered.send()
+            self._get_locks().delivered.send()
         return True
+
+    def _call(self, record: CallRecord) -> None:
+        try:
+            if isinstance(self._on_call, NamedFunction):
+                with forks_wait():  # in a child that inherits a half-done import, that import never ends
+                    self._on_call.load()
+            result = self._on_call(record)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also what ends a process, or cancels a task
+            problem = f"has raised {type(error).__name__}"
+        else:
+            if not inspect.iscoroutine(result):
+                return
+            result.close()
+            problem = "is a coroutine function, which cannot be called on a thread"
+        self._lose(Loss.RAISED, f"{_name_of(self._on_call)} {problem}. Its further errors are not logged.")
+
+    def _lose(self, loss: Loss, warning: str) -> None:
+        """Count a lost record. The first of its kind is logged, since there may be no metrics."""
+        if loss not in self._warned:
+            self._warned.add(loss)
+            _logger.warning(warning)
+        with forks_wait():  # the SDK takes a lock
+            self._count_loss(loss)
+
+
+def _name_of(function: object) -> str:
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return f"on_call ({getattr(function, '__module__', None)}:{name})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from opentelemetry.trace import Span
@@ -12,6 +13,8 @@ from .. import _fault
 
 class Hooks(NamedTuple):
     """Functions that the application gave to `instrument()`. What they raise is contained and counted.
+
+    They cannot change the parameters, which are sent after they have returned.
 
     Attributes:
         on_request: Called with the span and the parameters of each call, when it begins.
@@ -27,7 +30,7 @@ class Hooks(NamedTuple):
         if self.excludes is None:
             return True
         try:
-            return not self.excludes(parameters)
+            return not self.excludes(MappingProxyType(parameters))
         except Exception:
             _fault.report("asking the application whether a call is excluded")
             return True
@@ -36,7 +39,7 @@ class Hooks(NamedTuple):
         """Tell that a call begins."""
         if self.on_request is not None:
             try:
-                self.on_request(span, parameters)
+                self.on_request(span, MappingProxyType(parameters))
             except Exception:
                 _fault.report("running the request hook")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from .. import _fault
@@ -91,6 +92,10 @@ class InputCount:
         # This route has a circuit breaker of its own.
         endpoint = Endpoint(self._server.address or "", self._server.port, False, target.tenant, _ROUTE)
         return LookupRequest(endpoint, target, content)
+
+    def leave_to_parent(self) -> Callable[[], object]:
+        """Return a function that counts the span as pending no more: the parent process ends it."""
+        return partial(self._services.telemetry.add_pending, self._call_span, -1)
 
     def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:
         """Have the call recorded."""

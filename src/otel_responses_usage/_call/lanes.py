@@ -238,8 +238,12 @@ class Lanes:
             steered = lane.last[1]
             request = steered.request._replace(previous_response_id=previous_id, generate=None)
             sent = (steering or steered.sent)._replace(start_ns=time.time_ns())
-            link = steered.invocation.call_span.span.get_span_context() if steered.invocation else None
-            lane.begin(_Call(request, sent, self._open_call(request, {}, sent, link)), response_id)
+            invocation = None
+            if steered.invocation is not None:  # a call that is not recorded has no recorded continuation
+                parameters = {"model": request.model, "previous_response_id": previous_id}
+                link = steered.invocation.call_span.span.get_span_context()
+                invocation = self._open_call(request, parameters, sent, link)
+            lane.begin(_Call(request, sent, invocation), response_id)
 
     def _lane(self, name: str | None) -> _Lane:
         if name is None:

@@ -9,15 +9,14 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Final
 
-from opentelemetry.trace import INVALID_SPAN, SpanContext
+from opentelemetry.trace import SpanContext
 
 from .._config import Config
 from .._facts.request import ResponsesRequest
 from .._lookup.recovery import Recovery
-from .._telemetry.neighbour import CallSpan, Neighbour
+from .._telemetry.neighbour import Neighbour
 from .._telemetry.telemetry import Telemetry
 from .delivery import Delivery
 from .hooks import NO_HOOKS, Hooks
@@ -28,6 +27,8 @@ from .services import Services
 # Higher priorities run first. An application may flush its exporters at exit; `close` must run before.
 _EXIT_PRIORITY: Final = 1000
 _NO_PARAMETERS: Final[Mapping[str, Any]] = {}
+# The part of `Config.exit_timeout` that is kept for `Config.on_call`. Look-ups may take the rest.
+_DELIVERY_SHARE: Final = 0.1
 
 
 class Ledger:
@@ -85,7 +86,10 @@ class Ledger:
 
         """
         hooks = self._hooks
-        if self._closed or (hooks.excludes is not None and not hooks.accepts(parameters)):
+        if self._closed:
+            return None
+        # A call that led to this one has been accepted already.
+        if hooks.excludes is not None and link is None and not hooks.accepts(parameters):
             return None
         while self._callbacks_before_next_call:
             with contextlib.suppress(IndexError):  # another thread may take the last one
@@ -111,10 +115,13 @@ class Ledger:
         """End all open calls, then wait for the pending look-ups, up to `Config.exit_timeout`."""
         for invocation in list(self._open):
             invocation.on_exit()
+        timeout_s = self._config.exit_timeout
+        if self._delivery is None:
+            self._recovery.drain(timeout_s)
+            return
         began_s = time.monotonic()
-        self._recovery.drain(self._config.exit_timeout)
-        if self._delivery is not None:
-            self._delivery.drain(max(0.0, self._config.exit_timeout - (time.monotonic() - began_s)))
+        self._recovery.drain(timeout_s * (1 - _DELIVERY_SHARE))
+        self._delivery.drain(max(0.0, timeout_s - (time.monotonic() - began_s)), is_exit=True)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait for all pending look-ups, at most so long, and return whether none is left."""
@@ -141,12 +148,14 @@ class Ledger:
             return
         self._closed = True
         atexit.unregister(self._close_at_exit)
+        began_s, left_s = time.monotonic(), 0.0
         try:
             self.drain()
-        finally:
+            left_s = max(0.0, self._config.exit_timeout - (time.monotonic() - began_s))
+        finally:  # also if Ctrl-C ends the wait
             self._recovery.stop(0.0)
             if self._delivery is not None:
-                self._delivery.drain(0.0)
+                self._delivery.drain(left_s, is_exit=True)
                 self._delivery.give_up()
 
     def _close_at_exit(self) -> None:
@@ -161,16 +170,12 @@ class Ledger:
         self._open = {}
         self._is_registered_at_exit = False
         self.observation.clear()
+        self._telemetry.begin_anew()
         if self._delivery is not None:
             self._delivery.begin_anew()
         # The child inherits the metric values of the parent. The first call of the child corrects them,
         # because little code is safe directly after a fork.
-        pending_spans, forget_circuits = self._recovery.begin_anew()
-        if pending_spans:
-            self._callbacks_before_next_call.append(
-                partial(self._telemetry.add_pending, CallSpan(INVALID_SPAN), -pending_spans)
-            )
-        self._callbacks_before_next_call.append(forget_circuits)
+        self._callbacks_before_next_call += self._recovery.begin_anew()
 
     def _remove(self, invocation: Invocation) -> None:
         self._open.pop(invocation, None)

@@ -130,6 +130,10 @@ class Settlement:
         endpoint = Endpoint(server.address or "", server.port, self._is_background, target.tenant)
         return LookupRequest(endpoint, target)
 
+    def leave_to_parent(self) -> Callable[[], object]:
+        """Return a function that counts the span as pending no more: the parent process ends it."""
+        return partial(self._services.telemetry.add_pending, self._call.call_span, -1)
+
     def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:
         """Record the call with the result of its look-up, and end its span."""
         self._make_target = None
@@ -247,7 +251,7 @@ class Settlement:
     def _tell(self, record: Record, *jobs: Job | None, in_turn: bool = False) -> None:
         """Write the span and the metrics, tell the application, and keep the call if it has no usage.
 
-        With `in_turn` the span and the metrics may have to wait for their turn. The application may fetch the
+        With `in_turn` all but the last may have to wait for their turn. The application may fetch the
         response before that.
         """
         call, delivery, told = self._call, self._services.delivery, None
@@ -256,12 +260,18 @@ class Settlement:
             call.story.tell(
                 "settled", response=record.response.id, model=model, source=record.source, reason=reason
             )
-        finish = partial(self._services.telemetry.finish, call.call_span, record)
+        if delivery is not None and not call.request.is_fetch:
+            told = _record_for_application(call.call_span, record)
+
+        def finish() -> None:
+            try:
+                self._services.telemetry.finish(call.call_span, record)
+            finally:  # also if a signal handler raises here
+                if delivery is not None and told is not None:
+                    delivery.put(told)
+
         if not in_turn:
             finish()
-        if delivery is not None and not call.request.is_fetch:
-            told = call_record(call.call_span, record)
-            delivery.put(told)
         if record.missing_reason is not None and record.response.id is not None:
             self._keep(record.response, record.missing_reason, jobs, told)
         if in_turn:
@@ -286,6 +296,11 @@ class Settlement:
             told=told,
         )
         self._services.observation.keep(str(response.id), call, *jobs)
+
+
+@_fault.catch_and_report("telling the application of a call")
+def _record_for_application(call_span: CallSpan, record: Record) -> CallRecord:
+    return call_record(call_span, record)
 
 
 def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:

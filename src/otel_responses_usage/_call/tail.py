@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from .. import _fault
 from .._facts.request import Server
@@ -58,6 +59,10 @@ class CallTail:
     def on_begin(self, job: Job) -> MissingReason:  # noqa: ARG002
         """Ask for nothing: a tail is read."""
         return MissingReason.SHUTDOWN
+
+    def leave_to_parent(self) -> Callable[[], object]:
+        """Return a function that counts the span as pending no more: the parent process ends it."""
+        return partial(self._telemetry.add_pending, self._call_span, -1)
 
     def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:  # noqa: ARG002
         """Close the connection, and have the call recorded or looked up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from .. import _fault
@@ -67,6 +68,13 @@ class LookupListener(Protocol):
 
     def on_result(self, job: Job, result: LookupResult, source: UsageSource) -> None:
         """Take the result and the source of the usage. Called once, on any thread."""
+        ...
+
+    def leave_to_parent(self) -> Callable[[], object]:
+        """Return a function that takes back what `on_accept` counted.
+
+        Called in a forked child. The function is called before the next call of the child.
+        """
         ...
 
 

@@ -49,16 +49,18 @@ class Recovery:
         self._on_circuit = on_circuit
         self._reset()
 
-    def begin_anew(self) -> tuple[int, Callable[[], None]]:
+    def begin_anew(self) -> list[Callable[[], object]]:
         """Leave the jobs, threads and sockets to the parent process. Called in a forked child.
 
         Returns:
-            How many spans waited for their usage, and a function that reports open circuits as closed.
+            Functions that take back what was counted: spans that wait for their usage, and open circuits.
 
         """
-        pending, lookups = len(self._waiting) + len(self._tails), self._lookups
+        take_back = [job.listener.leave_to_parent() for job in (*self._waiting, *self._tails)]
+        if self._lookups is not None:
+            take_back.append(self._lookups.circuits.clear)
         self._reset()
-        return pending, lookups.circuits.clear if lookups is not None else lambda: None
+        return take_back
 
     def _reset(self) -> None:
         # Only single operations of `dict` and `deque` touch these, so no thread needs a lock.

@@ -6,7 +6,7 @@ import functools
 import json
 from collections import ChainMap
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
 from .._facts.request import (
@@ -17,6 +17,10 @@ from .._facts.request import (
     fetched_response_id,
     generating_operation,
 )
+
+# By the number of an address: the address, which keeps its number, the class of its client, and the server.
+_servers: Final[dict[int, tuple[Any, type, Server]]] = {}
+_MAX_SERVERS: Final = 64
 
 # A call: what is known of it, and all its parameters with their content.
 Described: TypeAlias = tuple[ResponsesRequest, Mapping[str, Any]]
@@ -70,9 +74,22 @@ def _body(options: Any) -> Mapping[str, Any]:
 
 def server_of(client: Any, url: str) -> Server:
     """Return the server that this client sends a request for this URL to."""
-    base = client.base_url if "://" not in url else type(client.base_url)(url)
-    client_class: type = type(client)
-    return Server.from_url_parts(base.host, base.port, base.scheme, azure=is_azure(client_class))
+    base, client_class = client.base_url, type(client)
+    if "://" in url:
+        return _server_at(type(base)(url), client_class)
+    # Most calls of a process go to the same address, whose parts are read slowly.
+    known = _servers.get(id(base))
+    if known is not None and known[0] is base and known[1] is client_class:
+        return known[2]
+    if len(_servers) >= _MAX_SERVERS:
+        _servers.clear()
+    server = _server_at(base, client_class)
+    _servers[id(base)] = base, client_class, server
+    return server
+
+
+def _server_at(url: Any, client_class: type) -> Server:
+    return Server.from_url_parts(url.host, url.port, url.scheme, azure=is_azure(client_class))
 
 
 @functools.lru_cache(maxsize=64)

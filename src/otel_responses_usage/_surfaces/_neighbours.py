@@ -146,9 +146,11 @@ class FoundNeighbour:
             return False
         return self._span is None or self._tells_later or self._span.is_recording() or self.has_usage
 
-    def add(self, attributes: Mapping[str, Any]) -> None:
-        """Add attributes to its span."""
-        self._span.set_attributes(attributes)
+    def add(self, attributes: Mapping[str, Any], baggage: Mapping[str, str]) -> None:
+        """Add attributes to its span. Those of the baggage do not replace any that it has."""
+        known = getattr(self._span, "attributes", None) or {}
+        added = {name: value for name, value in baggage.items() if name not in known}
+        self._span.set_attributes({**added, **attributes})
 
     def release(self) -> None:
         """Give its span back."""

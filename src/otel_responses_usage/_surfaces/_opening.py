@@ -79,8 +79,18 @@ class CallOpener:
         """Open a call. Some tracers make no span while instrumentation is suppressed, so here it is not."""
         if is_enabled:
             return self._ledger.open(request, neighbour, start_ns, link, parameters)
-        token = context.attach(trace.set_span_in_context(trace.get_current_span(), context.Context()))
+        token = context.attach(_without_suppression())
         try:
             return self._ledger.open(request, neighbour, start_ns, link, parameters)
         finally:
             context.detach(token)
+
+
+def _without_suppression() -> context.Context:
+    """Return a context that has nothing but the current span and the current baggage."""
+    from opentelemetry import baggage  # only beside some neighbours
+
+    here = trace.set_span_in_context(trace.get_current_span(), context.Context())
+    for name, value in baggage.get_all().items():
+        here = baggage.set_baggage(name, value, here)
+    return here

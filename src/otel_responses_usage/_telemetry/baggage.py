@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from .. import _fault
 from .._facts.response import utf8_safe
 
 _MAX_LENGTH: Final = 128
@@ -44,18 +45,18 @@ class BaggageReader:
             self._get_all = get_all
         self._values: dict[str, set[str]] = {key: set() for key in keys}
         self._full: set[str] = set()
-        self._lock = threading.Lock()
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Make the lock. Called in a forked child, too: a thread of the parent process may hold it."""
+        self._lock = threading.RLock()  # a signal handler may come back here
 
     def read(self) -> CallBaggage:
         """Return the entries of the current context that were asked for."""
         if not self._keys:
             return NO_BAGGAGE
         entries = self._get_all()
-        on_span = {
-            key: utf8_safe(str(entries[key])[:_MAX_LENGTH])
-            for key in self._keys
-            if entries.get(key) is not None
-        }
+        on_span = {key: _text(entries[key]) for key in self._keys if entries.get(key) is not None}
         if not on_span:
             return NO_BAGGAGE
         return CallBaggage(on_span, {key: self._bounded(key, value) for key, value in on_span.items()})
@@ -78,4 +79,12 @@ class BaggageReader:
                     _MAX_VALUES,
                     _OTHER,
                 )
+        return _OTHER
+
+
+def _text(value: object) -> str:
+    try:
+        return utf8_safe(str(value)[:_MAX_LENGTH])
+    except Exception:  # an object of the application, whose text cannot be had
+        _fault.report("reading baggage")
         return _OTHER

@@ -50,8 +50,8 @@ class Neighbour(Protocol):
         """
         ...
 
-    def add(self, attributes: Mapping[str, Any]) -> None:
-        """Add attributes to its span."""
+    def add(self, attributes: Mapping[str, Any], baggage: Mapping[str, str]) -> None:
+        """Add attributes to its span. Those of the baggage do not replace any that it has."""
         ...
 
     def release(self) -> None:

@@ -52,6 +52,10 @@ class Telemetry:
         ]
         self._own_instruments = OwnInstruments(meter)
 
+    def begin_anew(self) -> None:
+        """Leave the locks to the parent process. Called in a forked child."""
+        self._baggage.begin_anew()
+
     def start(
         self,
         request: ResponsesRequest,
@@ -139,12 +143,13 @@ class Telemetry:
             _run_step(self._record_metrics, record, _origin_of(call_span), neighbour, is_told)
             if neighbour is not None:
                 _run_step(self._add_to_neighbour, call_span, record, neighbour, is_told)
-            elif call_span.is_own:
-                if span.is_recording():
-                    _run_step(self._set_attributes, span, record)
-                _run_step(self._run_hook, call_span, record)
-                _run_step(span.end, record.end_ns)
+            elif span.is_recording():
+                _run_step(self._set_attributes, span, record)
+            if self._response_hook is not None:
+                _run_step(self._response_hook, span, call_record(call_span, record))
         finally:
+            if call_span.is_own:
+                _run_step(span.end, record.end_ns)
             detach(token)
 
     def record_late_usage(self, call: UncountedCall, response: Response) -> None:
@@ -161,10 +166,6 @@ class Telemetry:
             _run_step(self._record_late_metrics, call, response, origin)
         finally:
             detach(token)
-
-    def _run_hook(self, call_span: CallSpan, record: Record) -> None:
-        if self._response_hook is not None:
-            self._response_hook(call_span.span, call_record(call_span, record))
 
     def _record_late_metrics(self, call: UncountedCall, response: Response, origin: Origin) -> None:
         key = (call.operation, call.server, call.model, response.model)
@@ -196,7 +197,7 @@ class Telemetry:
             )
             usage_span.end(record.end_ns)
         if neighbour.can_be_added_to:
-            neighbour.add({**call_span.baggage.on_span, **without_none(own_attributes(record))})
+            neighbour.add(without_none(own_attributes(record)), call_span.baggage.on_span)
 
     def _set_attributes(self, span: Span, record: Record) -> None:
         span.set_attributes(end_attributes(record))
