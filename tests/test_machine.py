@@ -326,7 +326,7 @@ class Complaints(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        ours = record.name.startswith("otel_responses_usage")
+        ours = record.name == "otel_responses_usage"  # and not the story of each call
         text = logging.Formatter().format(record)
         if "asynchronous generator is already running" in text:
             return  # the SDK alone, where streams are dropped, says so too

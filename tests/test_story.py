@@ -145,7 +145,7 @@ def test_nothing_is_logged_without_debug(
 def test_a_logger_that_raises_harms_no_call(instrument: Instrument, serve: Serve) -> None:
     """A filter of the application that raises does not reach the application's call."""
     observed = instrument()
-    logger = logging.getLogger("otel_responses_usage")
+    logger = logging.getLogger("otel_responses_usage.story")
 
     def broken(record: logging.LogRecord) -> bool:
         raise RuntimeError(record.name)

@@ -27,8 +27,17 @@ SCOPE: Final = "otel_responses_usage"
 _MIN_VERSION: Final = (1, 66)
 _END_VERSION: Final = (4,)
 
+# Some distributions give all instrumentations a logger provider. This one has no use for it.
 _ARGUMENTS: Final = frozenset(
-    {"config", "exclude", "meter_provider", "request_hook", "response_hook", "tracer_provider"}
+    {
+        "config",
+        "exclude",
+        "logger_provider",
+        "meter_provider",
+        "request_hook",
+        "response_hook",
+        "tracer_provider",
+    }
 )
 
 _logger = logging.getLogger("otel_responses_usage")

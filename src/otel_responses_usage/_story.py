@@ -1,4 +1,4 @@
-"""The story of each call: one DEBUG line of the logger `otel_responses_usage` for each step."""
+"""The story of each call: one DEBUG line of the logger `otel_responses_usage.story` for each step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 _MAX_LENGTH: Final = 200
 
-_logger = logging.getLogger("otel_responses_usage")
+_logger = logging.getLogger("otel_responses_usage.story")
 _numbers = itertools.count(1)
 
 

@@ -212,7 +212,9 @@ class LookUp:
         timeout_s = max(_SHORTEST_TIMEOUT_S, min(attempt.timeout_s, self._left_s))
         self._is_judged = True
         with suppress_instrumentation():
-            answer = self._lookups.retriever.get(self._request.target, timeout_s, self._request.content)
+            ask, content = self._lookups.retriever.get, self._request.content
+            target = self._request.target
+            answer = ask(target, timeout_s, content) if content else ask(target, timeout_s)
         self._left_s -= time.monotonic() - began
         if job.story is not None:
             status = answer.response.status if answer.response is not None else None
