@@ -34,6 +34,7 @@ HAS_SESSIONS = SDK >= (3, 15)
 HAS_SEND_RAW = SDK >= (2, 31)
 HAS_RECONNECT = SDK >= (2, 32)
 HAS_BETA = SDK >= (2, 45)
+ISOLATES_LANES = SDK >= (3, 54)
 
 
 def answer(number: int = 0, **given: Any) -> Answer:
@@ -43,7 +44,14 @@ def answer(number: int = 0, **given: Any) -> Answer:
 
 
 def client_of(runtime: Runtime, api: Any, **given: Any) -> Any:
-    return runtime.client(**{"base_url": api.url, "api_key": "k", "max_retries": 0, **given})
+    # The first releases take no plain `ws` from a base URL.
+    plain = {"websocket_base_url": api.url.replace("http", "ws", 1)} if not HAS_RECONNECT else {}
+    return runtime.client(**{"base_url": api.url, "api_key": "k", "max_retries": 0, **plain, **given})
+
+
+def first_connection(api: Any) -> Any:
+    """The server's side of the first connection."""
+    return eventually(lambda: api.connections, "the server's side is there")[0]
 
 
 def kind(event: Any) -> str:
@@ -235,7 +243,7 @@ TURNS: dict[str, Turn] = {
         ("manager", by_manager, HAS_RECONNECT),
         ("beta", by_beta, HAS_BETA),
         ("session", by_session, HAS_SESSIONS),
-        ("isolated session", by_isolated_session, HAS_SESSIONS),
+        ("isolated session", by_isolated_session, ISOLATES_LANES),
     )
     if is_there
 }

@@ -14,7 +14,9 @@ from otel_responses_usage import ResponsesUsageInstrumentor
 
 ResponsesUsageInstrumentor().instrument()
 with (
-    openai.OpenAI(base_url=sys.argv[1], api_key="k") as client,
+    openai.OpenAI(
+        base_url=sys.argv[1], websocket_base_url=sys.argv[1].replace("http", "ws", 1), api_key="k"
+    ) as client,
     client.responses.connect() as connection,
 ):
     for model in ("early", "late"):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib.metadata
 import logging
+import secrets
 import sys
 import threading
-import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -26,12 +27,14 @@ from otel_responses_usage import ResponsesUsageInstrumentor
 from otel_responses_usage._call.lanes import Lanes
 from sockets import (
     CREATE,
+    HAS_WEBSOCKET,
     TERMINAL,
     TURNS,
     answer,
     assert_unharmed,
     both,
     client_of,
+    first_connection,
     kind,
     needs_websocket,
     receive,
@@ -46,6 +49,7 @@ pytestmark = [needs_websocket, pytest.mark.usefixtures("quick_collections")]
 if needs_websocket.args[0] is False:
     from embedded.websocket_api import Close, Turn, WebSocketAPI, error
 
+websockets_version = importlib.metadata.version("websockets") if HAS_WEBSOCKET else "0"
 ANSWER = answer(id="resp_of_all", created_at=1_800_000_000)
 
 
@@ -56,7 +60,7 @@ def served(turn: Callable[[Json], Any]) -> Iterator[Any]:
 
 
 async def whole(connection: Any) -> list[Any]:
-    return [await settle(connection._connection.recv(decode=False)) for _ in range(20)]
+    return [await settle(connection.recv_bytes()) for _ in range(20)]
 
 
 async def two_turns(connection: Any) -> list[Any]:
@@ -154,7 +158,8 @@ def seen_by(runtime: Runtime, act: str, how: dict[str, Any]) -> dict[str, Any]:
             except Exception as raised:
                 seen["raised"] = shape_of(raised)
                 seen["frames"] = len(traceback.extract_tb(raised.__traceback__))
-        seen["closed"] = (connection._connection.close_code, connection._connection.close_reason)
+        closed = [getattr(connection._connection, name, None) for name in ("close_code", "close_reason")]
+        seen["closed"] = closed  # not in the first releases of the library
 
     with served(lambda _: Turn(ANSWER, **how)) as api:
         runtime.drive(lambda: main(api))
@@ -175,20 +180,23 @@ def shape_of(raised: BaseException | None) -> list[str]:
     return shape
 
 
+@pytest.mark.skipif(
+    int(websockets_version.partition(".")[0]) < 15,
+    reason="this release of websockets reads ahead without limit",
+)
 def test_a_slow_reader_holds_up_the_server_as_before(observed: Observed) -> None:
     """Messages that nobody receives are not read ahead: the server has to wait."""
-    big = "x" * (1 << 20)
-
-    extra = {0: tuple(f'{{"type":"keepalive","x":"{big}"}}' for _ in range(200))}
+    big = secrets.token_hex(1 << 19)  # which cannot be compressed much
+    extra = {0: (f'{{"type":"keepalive","x":"{big}"}}',) * 40}
     with (
         served(lambda _: Turn(ANSWER, extra=extra)) as api,
         client_of(SYNC, api) as client,
         client.responses.connect() as connection,
     ):
         connection.send(CREATE)
-        time.sleep(0.5)
-        assert api.connections[0].socket.transport.get_write_buffer_size() > 0
-        for _ in range(200):
+        transport = first_connection(api).socket.transport
+        eventually(lambda: transport.get_write_buffer_size() > 0, "the server waits")
+        for _ in range(40):
             connection._connection.recv()
         while connection.recv().type not in TERMINAL:
             pass
@@ -382,4 +390,5 @@ def test_exit_ends_what_is_open(observed: Observed, caplog: pytest.LogCaptureFix
         while connection.recv().type not in TERMINAL:
             pass
     assert told(observed.span()) == {"outcome": "exit", "error": "process_exit", "source": "retrieval"}
-    assert caplog.records == [] or all(record.levelno < logging.WARNING for record in caplog.records)
+    ours = [record for record in caplog.records if record.name.startswith("otel_responses_usage")]
+    assert all(record.levelno < logging.WARNING for record in ours)

@@ -27,6 +27,7 @@ _ENDS: Final = frozenset({"response.completed", "response.incomplete", _FAILED, 
 # What becomes of input that was sent to a running response. It is no part of an answer.
 _OF_INPUT: Final = ("response.steer.", "response.inject.")
 _LANE_KEY: Final = b'"stream_id"'
+_TO_LANE: Final = len(b'"stream_id":"')
 _LANE: Final = re.compile(rb'"stream_id"\s*:\s*(?:"([^"\\]{1,256})"|null)\s*(\}\s*\Z)?')
 
 _MAX_STEERED: Final = 64
@@ -158,6 +159,8 @@ class Lanes:
         self._default = _Lane()
         self._named: dict[str, _Lane] = {}
         self.read_fast: Callable[[bytes], bool] = read_nothing
+        # The fast paths of the current calls, by how their messages name the lane.
+        self._readers: dict[bytes, Callable[[bytes], bool]] = {}
         self._steered: dict[str, SentMessage] = {}  # by the id of the response that is steered
 
     @_fault.catch_and_report("looking at a message that is sent")
@@ -197,13 +200,34 @@ class Lanes:
     @_fault.catch_and_report("looking at a message")
     def on_message(self, message: Any) -> None:
         """Read a message that the application receives, and that `read_fast` has not read."""
-        if message.__class__ is not bytes:
+        is_bytes = message.__class__ is bytes
+        if not is_bytes:
             message = message.encode() if isinstance(message, str) else bytes(message)
-        self._read(message)
-        lane = self._default
-        is_alone = not self._named and lane.error is None
-        invocation = lane.current.invocation if is_alone and lane.current is not None else None
-        self.read_fast = invocation.read_fast if invocation is not None else read_nothing
+        name = _lane_name(message)
+        lane = self._default if name is None else self._named.get(name)
+        if lane is None:
+            return  # the application has sent nothing in this lane
+        self._read(lane, message)
+        invocation = lane.current.invocation if lane.current is not None and lane.error is None else None
+        read_fast = read_nothing if invocation is None else invocation.read_fast
+        if not is_bytes or not self._named:
+            self.read_fast = read_fast if is_bytes else read_nothing
+            return
+        token = b"" if name is None else b'"stream_id":"%b"' % name.encode()
+        if invocation is not None:
+            self._readers[token] = read_fast
+        else:
+            self._readers.pop(token, None)
+        self.read_fast = self._read_in_lanes
+
+    def _read_in_lanes(self, message: bytes) -> bool:
+        """Read most messages of a connection whose lanes have names. See `read_fast`."""
+        if message.__class__ is not bytes:
+            return False
+        at = message.rfind(_LANE_KEY)
+        token = message[at : message.find(b'"', at + _TO_LANE) + 1] if at >= 0 else b""
+        read_fast = self._readers.get(token)
+        return read_fast is not None and read_fast(message)
 
     def stop_reading_fast(self) -> None:
         """Have the next message passed to `on_message`."""
@@ -212,6 +236,7 @@ class Lanes:
     def end_all(self, end: Callable[[Invocation], object]) -> None:
         """End all calls, since no message arrives any more."""
         self.read_fast = read_nothing
+        self._readers.clear()
         for lane in (self._default, *self._named.values()):
             self._assign_error(lane, is_of_current=True)
             calls = [*([] if lane.current is None else [lane.current]), *lane.waiting]
@@ -221,12 +246,8 @@ class Lanes:
                 if call.invocation is not None and not call.invocation.ended:
                     end(call.invocation)
 
-    def _read(self, message: bytes) -> None:
-        """Read a message whose lane has to be found, or that is not like the last one."""
-        name = _lane_name(message)
-        lane = self._default if name is None else self._named.get(name)
-        if lane is None:
-            return  # the application has sent nothing in this lane
+    def _read(self, lane: _Lane, message: bytes) -> None:
+        """Read a message of a lane that is not like the last one there."""
         if lane.current is not None and lane.error is None:
             invocation = lane.current.invocation
             if invocation is not None and invocation.read_fast(message):

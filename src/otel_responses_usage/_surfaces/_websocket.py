@@ -100,7 +100,7 @@ class WebSocketSurface:
         wrapped(*args, **kwargs)
         try:
             opening = _opening.get()
-            self._on_connection(connection, opening and opening.opened)
+            self._on_connection(connection, None if opening is None else opening.opened)
         except Exception:
             _fault.report("tapping a WebSocket")
 
