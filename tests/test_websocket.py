@@ -466,6 +466,33 @@ def test_a_lane_without_a_name_in_the_answer(observed: Observed, play: Play, run
         assert_exact(span, api)
 
 
+@both
+def test_a_server_that_does_not_repeat_the_lane(observed: Observed, play: Play, runtime: Runtime) -> None:
+    """Some servers accept a lane and run one response at a time, without its name in their events."""
+    api = play(
+        Turn(answer(1), echoes_lane=False),
+        Turn(refusal=error("No.", "refused"), echoes_lane=False),
+        Turn(answer(2), echoes_lane=False),
+    )
+
+    async def main() -> None:
+        async with (
+            entered(client_of(runtime, api)) as client,
+            entered(client.responses.connect()) as connection,
+        ):
+            for number, lane in enumerate(("a", "b", "a")):
+                await send(connection, model=f"m{number}", stream_id=lane)
+                await until_end(connection)
+
+    runtime.drive(main)
+    spans = observed.spans(3)
+    assert [told(span)["outcome"] for span in spans] == ["completed", "error", "completed"]
+    assert [told(span)["lane"] for span in spans] == ["a", "b", "a"]
+    assert [span.name for span in spans] == ["chat m0", "chat m1", "chat m2"]
+    for span in (spans[0], spans[2]):
+        assert_exact(span, api)
+
+
 # Steering
 
 

@@ -156,6 +156,8 @@ class Application(RuleBasedStateMachine):
         self.asynchronous = openai.AsyncOpenAI(
             **options, http_client=openai.DefaultAsyncHttpxClient(verify=TLS)
         )
+        for is_async in (False, True):
+            self.connect(is_async=is_async)
 
     @property
     def open(self) -> list[Connection]:
@@ -174,25 +176,32 @@ class Application(RuleBasedStateMachine):
         self.connections.append(Connection(is_async, sdk, self.api.connections[-1]))
 
     @has_open
-    @rule(data=st.data(), behaviour=behaviours, stored=st.booleans(), lane=st.sampled_from(LANES))
-    def create(self, data: st.DataObject, behaviour: Behaviour, stored: bool, lane: str | None) -> None:
+    @rule(
+        data=st.data(),
+        creates=st.lists(
+            st.tuples(behaviours, st.booleans(), st.sampled_from(LANES)), min_size=1, max_size=5
+        ),
+        count=st.sampled_from((0, 1, 7, 30, 99)),
+    )
+    def create(
+        self, data: st.DataObject, creates: list[tuple[Behaviour, bool, str | None]], count: int
+    ) -> None:
+        """Several at once, and then some reading."""
         connection = data.draw(st.sampled_from(self.open))
-        asked = Asked(len(self.asked), behaviour, stored, lane)
-        self.asked[asked.model] = asked
-        connection.asked.append(asked)
-        message = {**CREATE, "model": asked.model, "store": stored, **({"stream_id": lane} if lane else {})}
-        with contextlib.suppress(Exception):  # the server may have closed the connection
-            self._do(connection, lambda: connection.sdk.send(message))
+        for behaviour, stored, lane in creates:
+            asked = Asked(len(self.asked), behaviour, stored, lane)
+            self.asked[asked.model] = asked
+            connection.asked.append(asked)
+            message = {**CREATE, "model": asked.model, "store": stored}
+            message |= {"stream_id": lane} if lane else {}
+            with contextlib.suppress(Exception):  # the server may have closed the connection
+                self._do(connection, lambda message=message: connection.sdk.send(message))
+        self._read(connection, count)
 
     @has_open
-    @rule(data=st.data(), count=st.sampled_from((1, 3, 8, 60)))
+    @rule(data=st.data(), count=st.sampled_from((1, 8, 99)))
     def read(self, data: st.DataObject, count: int) -> None:
-        connection = data.draw(st.sampled_from(self.open))
-        for _ in range(count):
-            message = self._receive(connection)
-            if message is None:
-                break
-            self._note(connection, message)
+        self._read(data.draw(st.sampled_from(self.open)), count)
 
     @precondition(lambda self: any(connection.is_async for connection in self.open))
     @rule()
@@ -209,10 +218,14 @@ class Application(RuleBasedStateMachine):
         self.loop.run_until_complete(cancel())
 
     @precondition(lambda self: self.asked)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(list(self.asked.values()))).gate.set()
-        self._idle()
+    @rule(data=st.data(), count=st.sampled_from((0, 9, 99)))
+    def release(self, data: st.DataObject, count: int) -> None:
+        """Let the server go on with a response, and read."""
+        asked = data.draw(st.sampled_from(list(self.asked.values())))
+        asked.gate.set()
+        for connection in self.open:
+            if asked in connection.asked:
+                self._read(connection, count)
 
     @has_open
     @rule(data=st.data())
@@ -225,6 +238,10 @@ class Application(RuleBasedStateMachine):
             self._do(
                 connection, lambda: connection.sdk.response.steer(input="x", previous_response_id=previous_id)
             )
+        if data.draw(st.booleans()):
+            for asked in connection.asked:
+                asked.gate.set()
+            self._read(connection, 99)
 
     @has_open
     @rule(data=st.data())
@@ -239,6 +256,7 @@ class Application(RuleBasedStateMachine):
         connection = data.draw(st.sampled_from(self.open))
         connection.server.end_now(Cut(end) if isinstance(end, str) else Close(end))
         self._idle()
+        self._read(connection, data.draw(st.sampled_from((0, 99))))
 
     @has_open
     @rule(data=st.data())
@@ -351,6 +369,13 @@ class Application(RuleBasedStateMachine):
         except Exception:
             return None
 
+    def _read(self, connection: Connection, count: int) -> None:
+        for _ in range(count):
+            message = self._receive(connection)
+            if message is None:
+                break
+            self._note(connection, message)
+
     def _note(self, connection: Connection, message: bytes) -> None:
         """Note what the application has learnt of its responses."""
         with contextlib.suppress(ValueError):
@@ -408,7 +433,7 @@ def test_whatever_happens_on_websockets_every_response_is_accounted_for(api: Any
     run_state_machine_as_test(
         functools.partial(Application, api),
         settings=settings(
-            max_examples=LONG or 25,
+            max_examples=LONG or 40,
             stateful_step_count=25,
             deadline=None,
             derandomize=not LONG,

@@ -159,6 +159,7 @@ class Lanes:
         self._default = _Lane()
         self._named: dict[str, _Lane] = {}
         self.read_fast: Callable[[bytes], bool] = read_nothing
+        self._has_seen_names = False  # whether a message of the server had the name of a lane
         # The fast paths of the current calls, by how their messages name the lane.
         self._readers: dict[bytes, Callable[[bytes], bool]] = {}
         self._steered: dict[str, SentMessage] = {}  # by the id of the response that is steered
@@ -207,6 +208,7 @@ class Lanes:
         lane = self._default if name is None else self._named.get(name)
         if lane is None:
             return  # the application has sent nothing in this lane
+        self._has_seen_names = self._has_seen_names or name is not None
         self._read(lane, message)
         invocation = lane.current.invocation if lane.current is not None and lane.error is None else None
         read_fast = read_nothing if invocation is None else invocation.read_fast
@@ -256,6 +258,8 @@ class Lanes:
         if event_type is None or event_type.startswith(_OF_INPUT):
             return
         self._assign_error(lane, is_of_current=event_type in (_CREATED, _FAILED))
+        if lane.is_idle and not self._has_seen_names and event_type in _STARTS | _ENDS:
+            self._take_from_named(lane)
         if event_type in _STARTS:
             self._begin(lane, message, event_type)
         elif event_type == _ERROR:
@@ -269,6 +273,13 @@ class Lanes:
         # If there is no call, the server sends what nobody has asked for.
         if lane.current is not None and _has_ended(lane.current, message, event_type):
             lane.end()
+
+    def _take_from_named(self, lane: _Lane) -> None:
+        """Take the oldest call that waits: some servers accept the name of a lane, but do not repeat it."""
+        waiting = [named for named in self._named.values() if named.waiting]
+        if waiting:
+            oldest = min(waiting, key=lambda named: named.waiting[0].sent.start_ns)
+            lane.waiting.append(oldest.waiting.popleft())
 
     def _begin(self, lane: _Lane, message: bytes, event_type: str) -> None:
         """Note that a response begins, unless it is the current one or the last one."""
