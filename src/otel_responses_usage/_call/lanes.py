@@ -268,8 +268,11 @@ class Lanes:
                 return
             if lane.current is None and lane.waiting:
                 lane.begin(lane.waiting.popleft(), None)  # it was refused
-        elif event_type in _ENDS and self._is_of_last(lane, message, event_type):
-            return
+        elif event_type in _ENDS:
+            if self._is_of_last(lane, message, event_type):
+                return
+        elif lane.current is None and lane.last_id is None:
+            lane.last = None  # what follows has nothing to do with a call that was refused
         # If there is no call, the server sends what nobody has asked for.
         if lane.current is not None and _has_ended(lane.current, message, event_type):
             lane.end()
