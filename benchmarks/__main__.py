@@ -11,7 +11,7 @@ from . import growth, instructions, peers
 from .one import rows_of
 from .row import table
 
-MEASUREMENTS = ("event", "pipeline", "call", "memory", "fallback", "startup")
+MEASUREMENTS = ("event", "message", "pipeline", "call", "memory", "fallback", "startup")
 
 
 def main() -> int:

@@ -91,6 +91,17 @@ def stand_in_api() -> Iterator[None]:
 
 
 @contextmanager
+def stand_in_websocket() -> Iterator[None]:
+    """Does the same with a server that also speaks WebSocket."""
+    if "OPENAI_API_KEY" in os.environ:
+        yield
+        return
+    with WebSocketAPI(_turn) as server:
+        os.environ |= {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "sk-stand-in"} | NO_PROXY
+        yield
+
+
+@contextmanager
 def stand_in_receiver() -> Iterator[None]:
     """Points OTLP exporters at an embedded receiver and prints what it got, unless they have an endpoint."""
     if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:

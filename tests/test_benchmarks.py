@@ -40,7 +40,15 @@ def instructions(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize(
     ("measurement", "number"),
-    [("event", 3), ("pipeline", 6), ("call", 7), ("memory", 4), ("fallback", 5), ("startup", 1)],
+    [
+        ("event", 3),
+        ("message", 4),
+        ("pipeline", 6),
+        ("call", 7),
+        ("memory", 4),
+        ("fallback", 5),
+        ("startup", 1),
+    ],
 )
 def test_a_measurement_runs(measurement: str, number: int) -> None:
     """Each measurement gives its rows, most with a goal, from a process of its own."""

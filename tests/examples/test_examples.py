@@ -81,6 +81,18 @@ def test_instrumenting_by_hand_exports_traces_and_metrics() -> None:
     assert rows(output)["chat gpt-5.4-mini"][:-1] == CALL
 
 
+def test_each_response_over_a_websocket_has_its_span() -> None:
+    """The example prints two answers of one connection, and the span and tokens of each."""
+    output = run_python("websocket.py")
+    lines = output.splitlines()
+    assert lines[0] == lines[1] == "A crew of five: 👩🏽‍🚀👨🏻‍🔬🧑🏿‍🍳👩🏼‍🚒🧑🏾‍🌾."
+    assert "spans 2" in output
+    told = [line for line in lines if "chat gpt-5.4-mini" in line]
+    assert [re.split(r"\s{2,}", line.strip())[1:8] for line in told] == [
+        ["completed", "14", "23", "187", "-", "128", "stream"]
+    ] * 2
+
+
 def test_instrumenting_by_hand_exports_to_an_endpoint_of_the_user() -> None:
     """With an endpoint in the environment the example sends its span there and prints nothing else."""
     with OtlpReceiver() as receiver:

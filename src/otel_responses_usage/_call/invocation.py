@@ -412,6 +412,7 @@ class Invocation:
         """
         services, reception = self._services, self._reception
         services.on_end(self)
+        self.response_ref = None  # its callback refers to this call
         reception.release()
         if self._story is not None:
             state, response = reception.state, reception.state.response

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
 import sys
+import threading
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -19,6 +21,7 @@ from .. import _fault
 from .._call.invocation import Invocation
 from .._call.lanes import Lanes, SentMessage
 from .._call.ledger import Ledger
+from .._facts.outcome import CANCELLED
 from .._facts.request import ResponsesRequest, Server, describe_message
 from .._facts.usage import MissingReason
 from .._lookup.imports import late_import
@@ -37,6 +40,8 @@ _CLIENT: Final = "ConnectionManager__client"  # the end of a private name, which
 # The SDK's own readers. If one of them is cancelled, the application has closed its session.
 _SDK_READERS: Final = "openai.lib.responses_websocket"
 _MAX_FRAMES: Final = 32
+# What the library sends as one message. It sends other iterables in parts, which the SDK does not use.
+_MESSAGES: Final = (str, bytes, bytearray, memoryview)
 _CLOSED_OK: Final = "ConnectionClosedOK"
 _CLOSED: Final = "ConnectionClosed"
 _SCHEMES: Final = {"wss": "https", "ws": "http"}
@@ -49,7 +54,19 @@ class _Opened(NamedTuple):
     url: Any
 
 
-_opening: Final[ContextVar[_Opened | None]] = ContextVar("otel_responses_usage.opening", default=None)
+class _Opening:
+    """The connection that is being opened. Tasks that are made meanwhile keep this object, but not a client.
+
+    Attributes:
+        opened: The client and the URL; `None` when the connection is open, or if they are not known.
+
+    """
+
+    def __init__(self, opened: _Opened | None) -> None:
+        self.opened = opened
+
+
+_opening: Final[ContextVar[_Opening | None]] = ContextVar("otel_responses_usage.opening", default=None)
 
 
 class WebSocketSurface:
@@ -63,8 +80,10 @@ class WebSocketSurface:
         self._ledger = ledger
         self._opener = opener
         self._taps: weakref.WeakSet[_ConnectionTap] = weakref.WeakSet()
-        # When and where messages were sent that the SDK keeps back until there is a connection.
-        self._queued: OrderedDict[int, SentMessage] = OrderedDict()
+        self._reconnecting: weakref.WeakSet[Any] = weakref.WeakSet()  # connections with our `_make_ws`
+        # When and where messages were sent that the SDK keeps back until there is a connection, by the hash
+        # of the message.
+        self._queued: OrderedDict[int, deque[SentMessage]] = OrderedDict()
 
     def enter(self, wrapped: Wrapped, manager: Any, args: Any, kwargs: Any) -> Any:
         """Open a connection."""
@@ -80,33 +99,55 @@ class WebSocketSurface:
         """Tap a new connection, and those that replace it when the SDK connects again."""
         wrapped(*args, **kwargs)
         try:
-            if self._ledger.accepts_calls:
-                self._on_connection(connection, _opening.get())
+            opening = _opening.get()
+            self._on_connection(connection, None if opening is None else opening.opened)
         except Exception:
             _fault.report("tapping a WebSocket")
 
     def enqueued(self, wrapped: Wrapped, queue: Any, args: Any, kwargs: Any) -> Any:  # noqa: ARG002
         """Note when and where a message was sent that the SDK keeps back."""
-        is_queued = wrapped(*args, **kwargs)
-        if is_queued is not False:
-            self._note_queued(*args, **kwargs)
+        # Before it is queued: another thread may send it at once.
+        is_noted = self._note_queued(*args, **kwargs)
+        is_queued = False
+        try:
+            is_queued = wrapped(*args, **kwargs)
+        finally:
+            if is_noted and is_queued is False:
+                self._take_queued(*args, **kwargs)
         return is_queued
 
     def remove(self) -> None:
         """Remove all taps."""
         for tap in list(self._taps):
             tap.remove()
+        for connection in list(self._reconnecting):
+            make = getattr(connection._make_ws, "__wrapped__", None)  # noqa: SLF001
+            if make is not None:
+                connection._make_ws = make  # noqa: SLF001
 
     @_fault.catch_and_report("looking at a message that waits")
-    def _note_queued(self, data: str | bytes, **_: object) -> None:
-        if _CREATE in (data if isinstance(data, str) else data.decode("utf-8", "replace")):
-            self._queued[hash(data)] = SentMessage.now()
-            while len(self._queued) > _MAX_QUEUED:
-                self._queued.popitem(last=False)
+    def _note_queued(self, data: str | bytes, **_: object) -> bool:
+        if _CREATE not in (data if isinstance(data, str) else data.decode("utf-8", "replace")):
+            return False
+        self._queued.setdefault(hash(data), deque(maxlen=_MAX_QUEUED)).append(SentMessage.now())
+        while len(self._queued) > _MAX_QUEUED:
+            self._queued.popitem(last=False)
+        return True
+
+    @_fault.catch_and_report("looking at a message that waited")
+    def _take_queued(self, data: str | bytes, **_: object) -> SentMessage | None:
+        key = hash(data)
+        queued = self._queued.get(key)
+        if not queued:
+            return None
+        sent = queued.popleft()
+        if not queued:
+            self._queued.pop(key, None)
+        return sent
 
     def sent(self, message: str | bytes) -> SentMessage:
         """Return when and where the application sent a message that is being sent now."""
-        queued = self._queued.pop(hash(message), None) if self._queued else None
+        queued = self._take_queued(message) if self._queued else None
         return queued or SentMessage.now()
 
     @contextlib.contextmanager
@@ -118,11 +159,13 @@ class WebSocketSurface:
             opened = _Opened(client, manager._prepare_url())  # noqa: SLF001
         except Exception:
             _fault.report("opening a WebSocket")
-        token = _opening.set(opened)
+        opening = _Opening(opened)
+        token = _opening.set(opening)
         try:
             yield
         finally:
             _opening.reset(token)
+            opening.opened = None
 
     def _on_connection(self, connection: Any, opened: _Opened | None) -> None:
         self._tap(connection, connection._connection, opened)  # noqa: SLF001
@@ -133,27 +176,35 @@ class WebSocketSurface:
 
         def on_made(socket: Any) -> Any:
             owner = connection_ref()
-            if owner is not None and self._ledger.accepts_calls:
-                with contextlib.suppress(Exception):
+            try:
+                if owner is not None:
                     self._tap(owner, socket, opened)
+            except Exception:
+                _fault.report("tapping a WebSocket")
             return socket
 
         async def make_async(*args: Any) -> Any:
             return on_made(await make(*args))
 
-        connection._make_ws = (  # noqa: SLF001
-            make_async if inspect.iscoroutinefunction(make) else lambda *args: on_made(make(*args))
-        )
+        def make_sync(*args: Any) -> Any:
+            return on_made(make(*args))
+
+        tapped = make_async if inspect.iscoroutinefunction(make) else make_sync
+        connection._make_ws = functools.wraps(make)(tapped)  # noqa: SLF001
+        self._reconnecting.add(connection)
 
     def _tap(self, connection: Any, socket: Any, opened: _Opened | None) -> None:
-        caller = _Caller(self._opener, connection, socket, opened)
+        caller = _Caller(self._ledger, self._opener, connection, socket, opened)
         self._taps.add(_ConnectionTap(socket, Lanes(caller.open_call, caller.describe), self.sent))
 
 
 class _Caller:
     """Opens the calls of one connection. It keeps neither the client nor the SDK's connection."""
 
-    def __init__(self, opener: CallOpener, connection: Any, socket: Any, opened: _Opened | None) -> None:
+    def __init__(
+        self, ledger: Ledger, opener: CallOpener, connection: Any, socket: Any, opened: _Opened | None
+    ) -> None:
+        self._ledger = ledger
         self._opener = opener
         self._connection_ref = weakref.ref(connection)
         self._server = Server.from_url_parts(None, None, "")
@@ -164,7 +215,12 @@ class _Caller:
             client_class: type = type(opened.client)
             azure = is_azure(client_class)
             self._server = Server.from_url_parts(url.host, url.port, scheme, azure=azure)
-            self._make_target = _TargetFactory(opened.client, url.copy_with(scheme=scheme), socket.request)
+            try:
+                self._make_target = _TargetFactory(
+                    opened.client, url.copy_with(scheme=scheme), socket.request
+                )
+            except Exception:
+                _fault.report("preparing the look-ups of a WebSocket")
 
     def describe(self, message: Mapping[str, Any]) -> ResponsesRequest:
         """Return what is known of the call that a message makes."""
@@ -178,6 +234,8 @@ class _Caller:
         link: SpanContext | None = None,
     ) -> Invocation | None:
         """Open a call in the context in which its message was sent."""
+        if not self._ledger.accepts_calls:
+            return None
         token = otel_context.attach(sent.context)
         try:
             invocation = self._opener.open(request, parameters, None, NO_SCOPE, sent.start_ns, link)
@@ -208,7 +266,7 @@ class _ConnectionTap:
         self._socket_ref = weakref.ref(socket)
         self._lanes = lanes
         self._sent = sent
-        self._cancelled: BaseException | None = None  # how the last read ended, if the reader was cancelled
+        self._is_cancelled = False  # whether the reader was cancelled, and nothing was received since
         make = self._async_methods if inspect.iscoroutinefunction(socket.recv) else self._methods
         self._methods_made = make(socket.send, socket.recv, socket.close)
         for name, method in self._methods_made.items():
@@ -223,15 +281,20 @@ class _ConnectionTap:
 
     def _methods(self, send: Wrapped, recv: Wrapped, close: Wrapped) -> dict[str, Wrapped]:
         lanes = self._lanes
+        # Calls are noted in the order in which they are sent. The library has such a lock, too.
+        lock = threading.RLock()
 
         def tapped_send(message: Any, *args: Any, **kwargs: Any) -> Any:
-            on_unsent = self._on_send(message)
-            try:
+            if not isinstance(message, _MESSAGES):
                 return send(message, *args, **kwargs)
-            except Exception as error:
-                if on_unsent is not None:
-                    on_unsent(error)
-                raise
+            with lock:
+                on_unsent = self._on_send(message)
+                try:
+                    return send(message, *args, **kwargs)
+                except Exception as error:
+                    if on_unsent is not None:
+                        on_unsent(error)
+                    raise
 
         def tapped_recv(*args: Any, **kwargs: Any) -> Any:
             try:
@@ -240,7 +303,7 @@ class _ConnectionTap:
                 self._on_recv_error(error)
                 raise
             if not lanes.read_fast(message):
-                lanes.on_message(message)
+                self._on_message(message)
             return message
 
         def tapped_close(*args: Any, **kwargs: Any) -> Any:
@@ -253,7 +316,7 @@ class _ConnectionTap:
         lanes = self._lanes
 
         async def tapped_send(message: Any, *args: Any, **kwargs: Any) -> Any:
-            on_unsent = self._on_send(message)
+            on_unsent = self._on_send(message) if isinstance(message, _MESSAGES) else None
             try:
                 return await send(message, *args, **kwargs)
             except Exception as error:
@@ -268,7 +331,7 @@ class _ConnectionTap:
                 self._on_recv_error(error)
                 raise
             if not lanes.read_fast(message):
-                lanes.on_message(message)
+                self._on_message(message)
             return message
 
         async def tapped_close(*args: Any, **kwargs: Any) -> Any:
@@ -277,19 +340,23 @@ class _ConnectionTap:
 
         return {"send": tapped_send, "recv": tapped_recv, "close": tapped_close}
 
+    @_fault.catch_and_report("looking at a message that is sent")
     def _on_send(self, message: Any) -> Callable[[Exception], None] | None:
-        if not isinstance(message, (str, bytes)):
-            return None  # a message in parts, which the SDK does not send
+        if not isinstance(message, str):
+            message = bytes(message)
         return self._lanes.on_send(message, self._sent(message))
+
+    def _on_message(self, message: Any) -> None:
+        self._is_cancelled = False
+        self._lanes.on_message(message)
 
     @_fault.catch_and_report("looking at the end of a WebSocket")
     def _on_recv_error(self, error: BaseException) -> None:
         """Note that no message was received. Only the end of the connection ends its calls."""
         names = {cls.__name__ for cls in type(error).__mro__}
-        self._cancelled = None
-        if not isinstance(error, Exception):
-            self._cancelled = None if _is_read_by_sdk() else error
-        elif _CLOSED_OK in names:
+        self._is_cancelled = not isinstance(error, Exception) and not _is_read_by_sdk()
+        self._lanes.stop_reading_fast()
+        if _CLOSED_OK in names:
             self._lanes.end_all(Invocation.on_body_end)
         elif _CLOSED in names:
             self._lanes.end_all(lambda call: call.on_read_error(error, closed=False))
@@ -297,12 +364,12 @@ class _ConnectionTap:
     @_fault.catch_and_report("looking at the close of a WebSocket")
     def _on_close(self) -> None:
         """Note that the application closes the connection."""
-        cause = self._cancelled
+        is_cancelled = self._is_cancelled
 
         def end(call: Invocation) -> None:
             call.on_leave()
-            if cause is not None:
-                call.on_read_error(cause, closed=True)
+            if is_cancelled:
+                call.finish(CANCELLED)
             else:
                 call.on_close(None)
 
@@ -316,14 +383,17 @@ class _TargetFactory:
     to the client.
     """
 
-    __slots__ = ("_client_class", "_headers", "_transport", "_url")
+    __slots__ = ("_client_class", "_client_headers", "_default_headers", "_headers", "_transport", "_url")
 
     def __init__(self, client: Any, url: Any, handshake: Any) -> None:
         http_client = client._client  # noqa: SLF001
         library = sys.modules[type(url).__module__.partition(".")[0]]
         self._url = url.copy_with(raw_path=handshake.path.encode("ascii"))
         self._client_class = type(http_client)
-        self._transport = http_client._transport_for_url(self._url)  # noqa: SLF001
+        choose = getattr(http_client, "_transport_for_url", None)
+        self._transport = choose(self._url) if choose is not None else None
+        self._default_headers = getattr(client, "_custom_headers", ())
+        self._client_headers = getattr(http_client, "headers", ())
         self._headers = library.Headers(
             [
                 (name, value)
@@ -335,7 +405,10 @@ class _TargetFactory:
     def __call__(self, response_id: str) -> Target | MissingReason:
         with late_import:
             from ._target import make_target
-        return make_target(self._transport, self._client_class, self._url, self._headers, (), response_id)
+        default_names = (*self._default_headers, *self._client_headers)
+        return make_target(
+            self._transport, self._client_class, self._url, self._headers, default_names, response_id
+        )
 
 
 def _no_target(response_id: str) -> MissingReason:  # noqa: ARG001  # called like a `_TargetFactory`
