@@ -78,26 +78,15 @@ More about `sum` is in [the documentation](https://docs.python.org/3/library/fun
 
 
 @contextmanager
-def stand_in_api() -> Iterator[None]:
+def stand_in_api(*, by_websocket: bool = False) -> Iterator[None]:
     """Points the openai SDK at an embedded server, unless there is a key for the real one."""
     if "OPENAI_API_KEY" in os.environ:
         yield
         return
-    by_websocket = os.environ.get("CHAT_TRANSPORT") == "websocket"
+    by_websocket = by_websocket or os.environ.get("CHAT_TRANSPORT") == "websocket"
     with WebSocketAPI(_turn) if by_websocket else ScriptedServer(ResponsesAPI(_plan)) as server:
         url = server.url if by_websocket else f"{server.url}/v1"
         os.environ |= {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "sk-stand-in"} | NO_PROXY
-        yield
-
-
-@contextmanager
-def stand_in_websocket() -> Iterator[None]:
-    """Does the same with a server that also speaks WebSocket."""
-    if "OPENAI_API_KEY" in os.environ:
-        yield
-        return
-    with WebSocketAPI(_turn) as server:
-        os.environ |= {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "sk-stand-in"} | NO_PROXY
         yield
 
 

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from otel_responses_usage import ResponsesUsageInstrumentor
-from stand_ins import stand_in_receiver, stand_in_websocket
+from stand_ins import stand_in_api, stand_in_receiver
 
 
 def main() -> None:
@@ -28,7 +28,9 @@ def main() -> None:
     with openai.OpenAI().responses.connect() as connection:
         connection.response.create(model="gpt-5.4-mini", input="Draw a crew of five.")
         first = read(connection)
-        connection.response.create(model="gpt-5.4-mini", input="Once more.", previous_response_id=first.id)
+        connection.response.create(
+            model="gpt-5.4-mini", input="The crew once more.", previous_response_id=first.id
+        )
         read(connection)
 
     # A service that runs until the interpreter exits needs none of this: it happens then.
@@ -51,5 +53,5 @@ def read(
 
 
 if __name__ == "__main__":
-    with stand_in_websocket(), stand_in_receiver():
+    with stand_in_api(by_websocket=True), stand_in_receiver():
         main()

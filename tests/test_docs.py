@@ -319,6 +319,7 @@ FOREIGN = {
     "curl": "of the system",
     "docker": "needs containers; the compose file is checked in tests/observability",
     "echo": "of the shell",
+    "sed": "of the system",
     "open": "of the system",
     "otelcol-contrib": "the Collector; its configurations run in tests/observability",
     "promtool": "of Prometheus; run in tests/observability",

@@ -176,7 +176,11 @@ def test_the_log_of_a_process_has_neither_content_nor_credentials(tmp_path: Path
         timeout=60,
         check=True,
     )
-    told = [line for line in done.stderr.splitlines() if line.startswith("otel_responses_usage DEBUG Call 1")]
+    told = [
+        line
+        for line in done.stderr.splitlines()
+        if line.startswith("otel_responses_usage.story DEBUG Call 1")
+    ]
     assert [line.split()[4].strip(":.") for line in told] == [
         "opened",
         "answered",
