@@ -29,7 +29,7 @@ def main() -> None:
         connection.response.create(model="gpt-5.4-mini", input="Draw a crew of five.")
         first = read(connection)
         connection.response.create(
-            model="gpt-5.4-mini", input="The crew once more.", previous_response_id=first.id
+            model="gpt-5.4-mini", input="The crew again.", previous_response_id=first.id
         )
         read(connection)
 

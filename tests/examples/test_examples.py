@@ -88,8 +88,8 @@ def test_each_response_over_a_websocket_has_its_span() -> None:
     assert lines[0] == lines[1] == "A crew of five: 👩🏽‍🚀👨🏻‍🔬🧑🏿‍🍳👩🏼‍🚒🧑🏾‍🌾."
     assert "spans 2" in output
     told = [line for line in lines if "chat gpt-5.4-mini" in line]
-    assert [re.split(r"\s{2,}", line.strip())[1:8] for line in told] == [
-        ["completed", "14", "23", "187", "-", "128", "stream"]
+    assert [re.split(r"\s{2,}", line.strip())[1:9] for line in told] == [
+        ["completed", "14", "187", "23", "187", "-", "128", "stream"]
     ] * 2
 
 
