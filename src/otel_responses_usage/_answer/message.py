@@ -7,7 +7,7 @@ import json
 import re
 from typing import Final
 
-from .sse import EventSink
+from .lines import EventSink
 
 # Servers write the type first. Then the first bytes of a message are enough to find it.
 _PREFIX: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"([^"\\]{1,128})"\s*,?')

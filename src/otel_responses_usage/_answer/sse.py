@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
+
+from .lines import EventSink, LineReader, pass_on
 
 _DATA: Final = b"data:"
 _LF: Final = 10
@@ -13,8 +14,6 @@ _CR: Final = 13
 _LF_BLANK_LINE: Final = b"\n\n"
 _CRLF_BLANK_LINE: Final = b"\r\n\r\n"
 _BLANK_LINES: Final = (_CRLF_BLANK_LINE, _LF_BLANK_LINE)
-# Most servers write the type first. Then the first bytes of an event are enough to find it.
-_DATA_LINE_TYPE: Final = re.compile(rb'data:\s*\{\s*"type"\s*:\s*"([^"\\]{1,128})"')
 _EVENT_PREFIX: Final = re.compile(rb'(?:event:[^\r\n]{0,128}\r?\n)?data: ?(\{"type": ?"([^"\\\r\n]{1,128})")')
 _MAX_PREFIX_BYTES: Final = 256
 # So much of an unfinished event is kept as it is. The rest of a longer one is read line by line.
@@ -38,39 +37,6 @@ _MAX_PREFIXES: Final = 64
 _prefixes: Final[dict[bytes, _Prefix]] = {}
 
 
-class EventSink(Protocol):
-    """Receives the events of an `EventReader`.
-
-    Attributes:
-        repeats: The reader adds 1 for each event that has the type of the last one and needs no data.
-        notify_at: The reader calls `on_repeats` when `repeats` reaches this number.
-
-    """
-
-    repeats: int
-    notify_at: int
-
-    def needs_data(self, event_type: str) -> bool:
-        """Whether to decode the data of events of this type."""
-        ...
-
-    def on_event(self, event_type: str | None, data: dict[str, Any] | None) -> None:
-        """Receive one event.
-
-        `data` is decoded if it is needed, or if the type could not be found without decoding. Otherwise it
-        is `None`.
-        """
-        ...
-
-    def on_invalid_json(self) -> None:
-        """Receive an event with invalid JSON."""
-        ...
-
-    def on_repeats(self) -> None:
-        """Receive the notice that `repeats` has reached `notify_at`."""
-        ...
-
-
 class EventReader:
     """Reads an event stream in pieces of any size, and keeps no events.
 
@@ -80,20 +46,7 @@ class EventReader:
     event without its blank line, and everything after `[DONE]`.
     """
 
-    __slots__ = (
-        "_after_cr",
-        "_beginning",
-        "_data",
-        "_event_type",
-        "_frame",
-        "_is_by_line",
-        "_line",
-        "_repeated",
-        "_sink",
-        "_skips_data",
-        "_skips_line",
-        "done",
-    )
+    __slots__ = ("_after_cr", "_beginning", "_frame", "_lines", "_repeated", "_sink", "done")
 
     def __init__(self, sink: EventSink) -> None:
         self._sink = sink
@@ -101,14 +54,8 @@ class EventReader:
         self._repeated = _NO_FRAME  # the frame that a repeat of the last event must match
         self._frame = _NO_FRAME  # the same, if the next piece begins with an event
         self._beginning = b""  # the first bytes of an unfinished event, if they are few
-        self._is_by_line = False  # whether an unfinished event is read line by line
-        # State of that event:
-        self._line: bytes | bytearray = b""  # the unfinished line
-        self._skips_line = False  # the rest of the unfinished line is not needed
         self._after_cr = False  # the last piece ended with CR: a first LF belongs to that line break
-        self._event_type: str | None = None  # its type, if known
-        self._data: list[bytes] | None = None  # its data lines
-        self._skips_data = False  # its data lines are not needed
+        self._lines: LineReader | None = None  # reads an unfinished event line by line
 
     def feed(self, piece: bytes) -> int:
         """Read the next bytes of the stream. Call `feed_repeat` first.
@@ -122,7 +69,7 @@ class EventReader:
 
         """
         self._frame = _NO_FRAME
-        if self._is_by_line:
+        if self._lines is not None:
             split_at = _terminal_event_start(piece)
             self._read_lines(piece[:split_at] if split_at else piece)
             return split_at
@@ -166,8 +113,8 @@ class EventReader:
         """Return a copy that passes its events to the given sink."""
         duplicate = copy.copy(self)
         duplicate._sink = sink  # noqa: SLF001  # of this class
-        duplicate._line = copy.copy(self._line)  # noqa: SLF001
-        duplicate._data = copy.copy(self._data)  # noqa: SLF001
+        if self._lines is not None:
+            duplicate._lines = self._lines.copied(sink)  # noqa: SLF001
         return duplicate
 
     def _read_single_event(self, piece: bytes) -> bool:
@@ -184,7 +131,7 @@ class EventReader:
             return False
         if self._sink.needs_data(event_type):
             self._repeated = _NO_FRAME
-            self._decode(piece[data_start : -len(suffix)])
+            pass_on(piece[data_start : -len(suffix)], self._sink)
         else:
             self._sink.on_event(event_type, None)
             self._repeated = self._frame = frame
@@ -275,93 +222,19 @@ class EventReader:
             self._sink.on_event(event_type, None)
             self._repeated = frames[blank_line is not _LF_BLANK_LINE]
         elif block.find(b"\n", data_start) < 0:
-            self._decode(block[data_start:])
+            pass_on(block[data_start:], self._sink)
         else:
             self._read_lines(block + blank_line)  # its data is in several lines
 
-    def _read_lines(self, piece: bytes) -> None:
+    def _read_lines(self, text: bytes) -> None:
+        """Read text line by line."""
         self._repeated = _NO_FRAME
-        if not piece:
+        if not text or self.done:
             return
-        if self._after_cr and piece.startswith(b"\n"):
-            piece = piece[1:]
-        self._after_cr = piece.endswith(b"\r")
-        lines = piece.splitlines()  # `bytes.splitlines` splits at LF, CR and CR LF only
-        rest = b"" if piece.endswith((b"\n", b"\r")) or not lines else lines.pop()
-        for line in lines:
-            self._end_line(line)
-        if rest:
-            self._continue_line(rest)
-        is_inside_event = self._event_type is not None or self._data or self._skips_data
-        self._is_by_line = bool(is_inside_event or self._line or self._skips_line)
-
-    def _continue_line(self, rest: bytes) -> None:
-        if self._skips_line:
-            return
-        self._line = self._line or bytearray()
-        self._line += rest
-        if self._line[: len(_DATA)] != _DATA[: len(self._line)]:
-            self._skips_line = True  # an `event:` line or a comment: not needed
-        elif len(self._line) > len(_DATA):
-            self._skips_line = self._is_skipped(self._line)
-        if self._skips_line:
-            self._line = b""
-
-    def _end_line(self, rest: bytes) -> None:
-        if self._skips_line:
-            self._skips_line = False
-            return
-        line = rest
-        if self._line:
-            self._line += rest
-            line = bytes(self._line)
-            self._line = b""
-        if not line:
-            self._end_event()
-        elif line.startswith(_DATA):
-            if not self._is_skipped(line):
-                self._keep_data(line[len(_DATA) :].removeprefix(b" "))
-        elif line == b"data":  # a field without a value
-            self._keep_data(b"")
-
-    def _keep_data(self, line: bytes) -> None:
-        self._data = self._data or []
-        self._data.append(line)
-
-    def _is_skipped(self, line: bytes | bytearray) -> bool:
-        """Whether a data line is not needed. At least the start of the line must be there."""
-        if self._event_type is None and not self._data:
-            self._event_type = _type_of_data_line(line)
-            self._skips_data = self._event_type is not None and not self._sink.needs_data(self._event_type)
-        return self._skips_data
-
-    def _end_event(self) -> None:
-        event_type, lines, is_skipped = self._event_type, self._data, self._skips_data
-        self._event_type, self._data, self._skips_data = None, None, False
-        if self.done:
-            return
-        if is_skipped:
-            self._sink.on_event(event_type, None)
-            return
-        if not lines:
-            return
-        data = b"\n".join(lines)
-        if data.startswith(b"[DONE]"):
-            self.done = True
-            return
-        self._decode(data)
-
-    def _decode(self, data: bytes) -> None:
-        try:
-            # Same result as `json.loads(data)`, which first tests for four encodings.
-            event = json.loads(data.decode("utf-8", "surrogatepass"))
-        except (ValueError, RecursionError):
-            self._sink.on_invalid_json()
-            return
-        event_type = event.get("type") if isinstance(event, dict) else None
-        self._sink.on_event(
-            event_type if isinstance(event_type, str) else None, event if isinstance(event, dict) else None
-        )
+        lines = self._lines or LineReader(self._sink, after_cr=self._after_cr)
+        lines.read(text)
+        self.done, self._after_cr = lines.done, lines.after_cr
+        self._lines = lines if lines.is_inside_event else None
 
 
 def _prefix_of(prefix: bytes) -> _Prefix | None:
@@ -398,8 +271,3 @@ def _terminal_event_start(piece: bytes, start: int = 0) -> int:
     # If no blank line precedes the type, this index is not the start of an event.
     split_at = max(piece.rfind(blank_line, 0, type_at) + len(blank_line) for blank_line in _BLANK_LINES)
     return split_at if piece.startswith((b"event:", _DATA), split_at) else 0
-
-
-def _type_of_data_line(line: bytes | bytearray) -> str | None:
-    match = _DATA_LINE_TYPE.match(line, 0, _MAX_PREFIX_BYTES)
-    return match[1].decode("utf-8", "replace") if match else None
