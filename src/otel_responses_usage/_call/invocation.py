@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from .. import _fault
 from .._answer.message import MessageReader
@@ -23,6 +23,16 @@ from .tail import CallTail
 
 # How a call ends that does not stream and whose answer has no content.
 _EMPTY: Final = Ending(Outcome.ERROR, "empty_response")
+
+
+class _Resends(NamedTuple):
+    """How often the SDK sends the request again, and when it does so for the last time, by `time.monotonic`."""
+
+    count: int
+    last_at_s: float
+
+
+_NO_RESENDS: Final = _Resends(0, 0.0)
 
 
 class Invocation:
@@ -45,8 +55,7 @@ class Invocation:
         "_reception",
         "_request",
         "_request_id",
-        "_resend_count",
-        "_resent_at_s",
+        "_resends",
         "_services",
         "_start_ns",
         "_story",
@@ -75,8 +84,7 @@ class Invocation:
         self._reader_failed = False
         self._content: bytes | None = None
         self._request_id: str | None = None
-        self._resend_count = 0
-        self._resent_at_s = 0.0  # when the last of these requests is sent, by `time.monotonic`
+        self._resends = _NO_RESENDS
         # A weak reference to the HTTP response, whose callback is `on_garbage_collected`.
         self.response_ref: Callable[[], object] | None = None
         self._story = begin_story()
@@ -123,8 +131,7 @@ class Invocation:
 
     def on_resend(self, count: int = 1, *, delay_s: float = 0.0) -> None:
         """Note that the SDK sends the request again, after so many seconds."""
-        self._resend_count += count
-        self._resent_at_s = time.monotonic() + delay_s
+        self._resends = _Resends(self._resends.count + count, time.monotonic() + delay_s)
 
     @property
     def keeps_content(self) -> bool:
@@ -200,8 +207,9 @@ class Invocation:
     @_fault.catch_and_report("ending a call")
     def on_raise(self, error: BaseException) -> None:
         """Note that the call raised before it returned a stream."""
-        if not is_api_error(error) and time.monotonic() < self._resent_at_s:
-            self._resend_count -= 1  # cancelled while the SDK waited before it would send the request again
+        if not is_api_error(error) and time.monotonic() < self._resends.last_at_s:
+            # Cancelled while the SDK waited before it would send the request again.
+            self._resends = _Resends(self._resends.count - 1, 0.0)
         self.finish(_ending_of_error(error))
 
     @_fault.catch_and_report("ending a call")
@@ -433,7 +441,7 @@ class Invocation:
             ending,
             reception.state,
             self._request_id,
-            self._resend_count,
+            self._resends.count,
             self._has_left,
             self._content,
             self._story,
