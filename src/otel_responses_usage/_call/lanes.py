@@ -27,7 +27,6 @@ _ENDS: Final = frozenset({"response.completed", "response.incomplete", _FAILED, 
 # What becomes of input that was sent to a running response. It is no part of an answer.
 _OF_INPUT: Final = ("response.steer.", "response.inject.")
 _LANE_KEY: Final = b'"stream_id"'
-_TO_LANE: Final = len(b'"stream_id":"')
 _LANE: Final = re.compile(rb'"stream_id"\s*:\s*(?:"([^"\\]{1,256})"|null)\s*(\}\s*\Z)?')
 
 _MAX_STEERED: Final = 64
@@ -106,10 +105,11 @@ class _Lane:
         last: The call that ended last.
         last_id: The id of its response.
         error: An error that belongs to the current call or to one that waits. The next message tells.
+        message_end: How its messages end, if they name the lane there.
 
     """
 
-    __slots__ = ("current", "current_id", "error", "last", "last_id", "waiting")
+    __slots__ = ("current", "current_id", "error", "last", "last_id", "message_end", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[_Call] = deque()
@@ -118,6 +118,7 @@ class _Lane:
         self.last: _EndedCall | None = None
         self.last_id: str | None = None
         self.error: bytes | None = None
+        self.message_end = b""
 
     @property
     def is_idle(self) -> bool:
@@ -160,7 +161,7 @@ class Lanes:
         self._named: dict[str, _Lane] = {}
         self.read_fast: Callable[[bytes], bool] = read_nothing
         self._has_seen_names = False  # whether a message of the server had the name of a lane
-        # The fast paths of the current calls, by how their messages name the lane.
+        # The fast paths of the current calls, by how their messages end: most name their lane there.
         self._readers: dict[bytes, Callable[[bytes], bool]] = {}
         self._steered: dict[str, SentMessage] = {}  # by the id of the response that is steered
 
@@ -204,7 +205,7 @@ class Lanes:
         is_bytes = message.__class__ is bytes
         if not is_bytes:
             message = message.encode() if isinstance(message, str) else bytes(message)
-        name = _lane_name(message)
+        name, end = _lane_name(message)
         lane = self._default if name is None else self._named.get(name)
         if lane is None:
             return  # the application has sent nothing in this lane
@@ -215,21 +216,19 @@ class Lanes:
         if not is_bytes or not self._named:
             self.read_fast = read_fast if is_bytes else read_nothing
             return
-        token = b"" if name is None else b'"stream_id":"%b"' % name.encode()
-        if invocation is not None:
-            self._readers[token] = read_fast
-        else:
-            self._readers.pop(token, None)
+        self._readers.pop(lane.message_end, None)
+        lane.message_end = end
+        if invocation is not None and end:
+            self._readers[end] = read_fast
         self.read_fast = self._read_in_lanes
 
     def _read_in_lanes(self, message: bytes) -> bool:
         """Read most messages of a connection whose lanes have names. See `read_fast`."""
-        if message.__class__ is not bytes:
+        try:
+            read_fast = self._readers[message[message.rfind(_LANE_KEY) :]]
+        except (KeyError, TypeError):  # the first releases of the library return text as `str`
             return False
-        at = message.rfind(_LANE_KEY)
-        token = message[at : message.find(b'"', at + _TO_LANE) + 1] if at >= 0 else b""
-        read_fast = self._readers.get(token)
-        return read_fast is not None and read_fast(message)
+        return read_fast(message)
 
     def stop_reading_fast(self) -> None:
         """Have the next message passed to `on_message`."""
@@ -379,17 +378,19 @@ def _response_id(message: bytes) -> str | None:
     return response_id if isinstance(response_id, str) else None
 
 
-def _lane_name(message: bytes) -> str | None:
-    """Return the lane of a message; `None` for the default lane.
+def _lane_name(message: bytes) -> tuple[str | None, bytes]:
+    """Return the lane of a message, `None` for the default lane, and the end of the message that names it.
 
     The name may stand anywhere in the message. It cannot be inside of a string, where its quotes are escaped.
-    An object inside of the message may have a field of the same name, such as the metadata of a response.
+    An object inside of the message may have a field of the same name, such as the metadata of a response. The
+    second value is empty if the name is not at the end.
     """
     at = message.rfind(_LANE_KEY)
     if at < 0:
-        return None
+        return None, message[-1:]
     match = _LANE.match(message, at)
     if match and (match[2] or (message.rfind(b"{", 0, at) == 0 and message.find(b"[", 0, at) < 0)):
-        return match[1].decode("utf-8", "replace") if match[1] else None
+        name = match[1].decode("utf-8", "replace") if match[1] else None
+        return name, message[at:] if match[2] else b""
     name = (decoded(message) or {}).get("stream_id")
-    return name if isinstance(name, str) else None
+    return name if isinstance(name, str) else None, b""
