@@ -1,4 +1,4 @@
-"""Eleven calls, each with its own way to end, and what the service really answers to each."""
+"""Twelve calls, each with its own way to end, and what the service really answers to each."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ PACE = 0.03
 
 @dataclass(frozen=True)
 class Stage:
-    """Where a call is played: the service's address, and somebody who watches the events."""
+    """Where a call is played: the service's addresses for HTTP and WebSocket, and what watches the events."""
 
     base_url: str
-    watch: Callable[[ResponseStreamEvent], None]
+    socket_url: str
+    watch: Callable[[Any], None]
 
     @property
     def client(self) -> dict[str, Any]:
@@ -44,6 +45,7 @@ class Act:
     title: str
     play: Callable[[Stage], None]
     plan: Plan
+    by_websocket: bool = False
 
 
 def read_all(stage: Stage, **more: Any) -> None:
@@ -103,6 +105,19 @@ def lose_patience(stage: Stage) -> None:
     asyncio.run(main())
 
 
+def talk(stage: Stage) -> None:
+    """Gets an answer over a WebSocket."""
+    with (
+        openai.OpenAI(**stage.client, websocket_base_url=stage.socket_url) as client,
+        client.responses.connect() as connection,
+    ):
+        connection.response.create(model="gpt-5.4-mini", input="?")
+        for event in connection:
+            stage.watch(event)
+            if event.type == "response.completed":
+                return
+
+
 def resume(stage: Stage) -> None:
     """Picks a background response up where the network failed."""
     with openai.OpenAI(**stage.client) as client:
@@ -155,6 +170,15 @@ ACTS = (
         "out of tokens",
         partial(read_all, max_output_tokens=48),
         Plan(Answer(_words("Once upon a time there was a story " * 6), usage(21, 96)), pace=PACE),
+    ),
+    Act(
+        "over a WebSocket",
+        talk,
+        Plan(
+            Answer(_words("One connection carries many responses, one after the other."), usage(16, 133)),
+            pace=PACE,
+        ),
+        by_websocket=True,
     ),
     Act("a compaction", compact, Plan(Answer(usage=usage(3120, 187)), before=(Pause(12 * PACE),))),
     Act(

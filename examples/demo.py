@@ -1,4 +1,4 @@
-"""Makes eleven calls, each with its own ending, and shows what telemetry came to know of them.
+"""Makes twelve calls, each with its own ending, and shows what telemetry came to know of them.
 
 The calls go to an embedded Responses server, their spans and metrics over OTLP to an embedded receiver, and
 the tables show what arrived there. With OTEL_EXPORTER_OTLP_ENDPOINT set everything is sent there as well.
@@ -19,7 +19,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
@@ -36,7 +36,8 @@ import picture
 from acts import ACTS, Act, Stage
 from embedded.http_server import ScriptedServer
 from embedded.otlp_receiver import OtlpReceiver
-from embedded.responses_api import ResponsesAPI
+from embedded.responses_api import Plan, ResponsesAPI
+from embedded.websocket_api import Turn, WebSocketAPI
 from otel_responses_usage import ResponsesUsageInstrumentor
 from outlets import Outlet, outlets
 from readings import Readings, read_calls
@@ -45,8 +46,9 @@ from tables import WIDE, calls_table, outcomes_table, readings_table, tokens_tab
 if TYPE_CHECKING:
     from types import FrameType
 
-    from openai.types.responses import ResponseStreamEvent
     from opentelemetry.trace import Tracer
+
+    from embedded.answer import Json
 
 ROOT = Path(__file__).parents[1]
 SHOW_CURSOR = b"\x1b[?25h"
@@ -71,8 +73,8 @@ def main() -> None:
     console = Console(highlight=False, width=wide)
     with OtlpReceiver() as receiver:
         sinks = outlets(receiver)
-        api = perform(console, sinks)
-    report(console, receiver, api)
+        books = perform(console, sinks)
+    report(console, receiver, books)
     if chosen.svg:
         chosen.svg.write_text(picture.draw(read_calls(receiver.spans)), "utf-8")
         console.print(f"The table is in {chosen.svg}.", soft_wrap=True)
@@ -94,8 +96,8 @@ def end_at_once(_signal: int, _frame: FrameType | None) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def perform(console: Console, sinks: list[Outlet]) -> ResponsesAPI:
-    """Plays every act under full instrumentation and returns when all telemetry has been delivered."""
+def perform(console: Console, sinks: list[Outlet]) -> list[Json]:
+    """Plays every act under full instrumentation. Returns the responses when all telemetry is delivered."""
     resource = Resource.create({"service.name": "otel-responses-usage-demo"})
     readers = [PeriodicExportingMetricReader(sink.metrics) for sink in sinks if sink.metrics]
     metering = MeterProvider(readers, resource)
@@ -106,20 +108,26 @@ def perform(console: Console, sinks: list[Outlet]) -> ResponsesAPI:
     instrumentor.instrument(tracer_provider=tracing, meter_provider=metering)
 
     console.print(f"\n[bold]{len(ACTS)} calls to a Responses API on loopback[/], each with its own ending\n")
-    coming = iter(ACTS)
-    api = ResponsesAPI(lambda _: next(coming).plan)
-    with ScriptedServer(api) as server:
+    coming = iter([act.plan for act in ACTS if not act.by_websocket])
+    spoken = iter([act.plan for act in ACTS if act.by_websocket])
+    api = ResponsesAPI(lambda _: next(coming))
+    with ScriptedServer(api) as server, WebSocketAPI(lambda _: _turn(next(spoken))) as sockets:
         for act in ACTS:
-            play(act, f"{server.url}/v1", console, tracing.get_tracer("demo"))
+            urls = f"{server.url}/v1", sockets.url.replace("http", "ws", 1)
+            play(act, urls, console, tracing.get_tracer("demo"))
         with console.status("waiting for the look-ups of calls that ended early"):
             instrumentor.uninstrument()
     with console.status("delivering spans and metrics"):
         tracing.shutdown()
         metering.shutdown()
-    return api
+    return [*api.stored.values(), *sockets.stored.values()]
 
 
-def play(act: Act, base_url: str, console: Console, tracer: Tracer) -> None:
+def _turn(plan: Plan) -> Turn:
+    return Turn(plan.answer, pace=plan.pace)
+
+
+def play(act: Act, urls: tuple[str, str], console: Console, tracer: Tracer) -> None:
     """Makes one call in a span of its own, its text visible as it comes."""
     began = time.monotonic()
     latest: deque[str] = deque(maxlen=9)
@@ -134,16 +142,16 @@ def play(act: Act, base_url: str, console: Console, tracer: Tracer) -> None:
         tracer.start_as_current_span(act.title),
     ):
 
-        def watch(event: ResponseStreamEvent) -> None:
+        def watch(event: Any) -> None:
             if event.type.endswith(".delta"):
                 latest.append(getattr(event, "delta", ""))
                 live.update(line("·"))
 
-        act.play(Stage(base_url, watch))
+        act.play(Stage(*urls, watch))
     console.print(line("✓"), no_wrap=True, overflow="ellipsis")
 
 
-def report(console: Console, receiver: OtlpReceiver, api: ResponsesAPI) -> None:
+def report(console: Console, receiver: OtlpReceiver, books: list[Json]) -> None:
     """Prints what arrived, and holds it against the server's own books."""
     wide = console.width >= WIDE
     console.print("\n[bold]What arrived over OTLP[/]: output tokens, read in three ways")
@@ -159,7 +167,7 @@ def report(console: Console, receiver: OtlpReceiver, api: ResponsesAPI) -> None:
 
     calls = read_calls(receiver.spans)
     readings = Readings.of(calls)
-    billed = sum(response["usage"]["output_tokens"] for response in api.stored.values())
+    billed = sum(response["usage"]["output_tokens"] for response in books)
     console.print(f"[bold]Output tokens of these {len(calls)} calls[/]\n")
     console.print(readings_table(readings, billed))
     console.print(f"\n{unknown_statement(readings, billed)}\n", soft_wrap=True)

@@ -92,16 +92,19 @@ def unknown_statement(readings: Readings, billed: int) -> str:
 
 
 def tokens_table(metrics: Mapping[str, ReceivedMetric]) -> Table:
-    """The token usage metric, a row per series."""
+    """The token usage metric, a row per operation and token type."""
     table = _table(title="gen_ai.client.token.usage")
     for title in ("operation", "tokens"):
         table.add_column(title)
     for title in ("calls", "sum"):
         table.add_column(title, justify="right")
+    sums: dict[tuple[str, str], tuple[float, float]] = {}
     for point in metrics["gen_ai.client.token.usage"].points:
-        told = point.attributes
-        operation, kind = told["gen_ai.operation.name"], told["gen_ai.token.type"]
-        table.add_row(operation, kind, _number(point.count), _number(point.sum))
+        key = point.attributes["gen_ai.operation.name"], point.attributes["gen_ai.token.type"]
+        count, total = sums.get(key, (0, 0))
+        sums[key] = count + (point.count or 0), total + (point.sum or 0)
+    for (operation, kind), (count, total) in sums.items():
+        table.add_row(operation, kind, _number(count), _number(total))
     return table
 
 

@@ -123,6 +123,7 @@ def test_the_table_shows_every_ending(played: Played) -> None:
     assert table["a crew of emoji"] == ["completed", "20", "213", "213", "stream"]
     assert table["a thinker"] == ["completed", "18", "969", "969", "stream"]
     assert table["out of tokens"] == ["incomplete", "24", "48", "48", "stream"]
+    assert table["over a WebSocket"] == ["completed", "9", "133", "133", "stream"]
     assert table["a compaction"] == ["completed", "-", "187", "187", "response"]
     assert table["closed at the end"] == ["closed", "18", "-", "154", "tail"]
     assert table["closed half-way"][:5] == ["closed", "12", "-", "441", "retrieval"]
@@ -133,16 +134,16 @@ def test_the_table_shows_every_ending(played: Played) -> None:
     assert table["└ fetched again"] == ["completed", "17", "-", "-", "-"]
     assert table["cut, store=False"] == ["cut", "14", "-", "-", "not_stored"]
     assert table["cut and forgotten"][:5] == ["cut", "13", "-", "-", "not_found"]
-    assert table["in all"] == ["178", "1,417", "2,981"]
-    assert table["chat"][1:] == ["8", "2,794", *table["chat"][3:]]
+    assert table["in all"] == ["187", "1,550", "3,114"]
+    assert table["chat"][1:] == ["9", "2,927", *table["chat"][3:]]
 
 
 def test_the_demo_holds_three_readings_against_the_bill(played: Played) -> None:
     """Deltas, last events and telemetry are set beside what the server billed, and what lacks has reasons."""
-    assert played.rows["counting the deltas"][0] == "178"
-    assert played.rows["reading last events"][0] == "1,417"
-    assert played.rows["telemetry"][0] == "2,981"
-    assert played.rows["billed by the server"][0] == "3,311"
+    assert played.rows["counting the deltas"][0] == "187"
+    assert played.rows["reading last events"][0] == "1,550"
+    assert played.rows["telemetry"][0] == "3,114"
+    assert played.rows["billed by the server"][0] == "3,444"
     assert "The other 330 are of 2 calls whose spans say why: not_stored (1), not_found (1)." in played.output
 
 
@@ -155,10 +156,10 @@ def test_the_demo_fits_into_a_terminal_of_80_columns(played: Played) -> None:
 
 def test_the_demo_also_exports_to_an_endpoint_of_the_user(played: Played) -> None:
     """With an endpoint in the environment everything is sent there as well, and the demo says so."""
-    assert len(played.receiver.spans) == 23
+    assert len(played.receiver.spans) == 25
     assert played.receiver.metrics["gen_ai.client.token.usage"].unit == "{token}"
     assert (
-        f"Sent to {played.receiver.http_endpoint}: 23 of 23 spans accepted, and the metrics.\n"
+        f"Sent to {played.receiver.http_endpoint}: 25 of 25 spans accepted, and the metrics.\n"
         in played.output
     )
 
@@ -204,7 +205,7 @@ def test_the_picture_stands_alone(theme: picture.Theme) -> None:
     text = picture.draw(calls, theme)
     root = ET.fromstring(text)  # noqa: S314 - written by ourselves
     words = {"".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert words >= {call.name for call in calls} | {"178", "1,417", "2,981", "not_stored", "observation"}
+    assert words >= {call.name for call in calls} | {"187", "1,550", "3,114", "not_stored", "observation"}
     assert re.findall(r"https?://[^\"]+|url\(|@import|<image|href", text) == ["http://www.w3.org/2000/svg"]
     assert ("prefers-color-scheme" in text) == (theme == "auto")
 
@@ -270,7 +271,7 @@ def test_the_page_can_be_read(browser: Browser, width: int, scheme: str) -> None
     assert (sum(map(int, re.findall(r"\d+", paper))) < 384) == (scheme == "dark")
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert errors == []
-    for said in ("178", "1,417", "2,981", "Looked up: 2 GETs", "not_found", "0.5 s", "tokens out"):
+    for said in ("187", "1,550", "3,114", "Looked up: 2 GETs", "not_found", "0.5 s", "tokens out"):
         assert said in words
 
 
@@ -322,7 +323,7 @@ def test_sources_reasons_and_outcomes_all_have_words() -> None:
 def test_three_readings_of_the_same_calls_differ() -> None:
     """Deltas are pieces of text, last events those that came, and telemetry has what was looked up, too."""
     readings = Readings.of(read_calls(Recording.read(RECORDING).spans))
-    assert readings == Readings(178, 1_417, 2_981, ("not_stored", "not_found"))
+    assert readings == Readings(187, 1_550, 3_114, ("not_stored", "not_found"))
 
 
 @contextmanager
@@ -423,10 +424,10 @@ def test_a_dead_endpoint_is_named_once_with_its_cause() -> None:
     assert done.stdout.count(endpoint) == 1
     port = endpoint.rpartition(":")[2]
     assert (
-        f"Sent to {endpoint} by grpc: 0 of 23 spans accepted."
+        f"Sent to {endpoint} by grpc: 0 of 25 spans accepted."
         f" Nothing listens on port {port} of 127.0.0.1. Is the receiver running?\n"
     ) in done.stdout
-    assert "2,981" in done.stdout
+    assert "3,114" in done.stdout
 
 
 @contextmanager
