@@ -18,6 +18,7 @@ from typing import Any
 
 import openai
 import pytest
+from openai.resources.responses import Responses
 
 SDK = tuple(int(number) for number in openai.__version__.split(".")[:3])
 
@@ -26,6 +27,10 @@ def since(*version: int) -> pytest.MarkDecorator:
     """Skip a test of what only later releases of the SDK have."""
     return pytest.mark.skipif(version > SDK, reason=f"not in openai {openai.__version__}")
 
+
+# Whether the stream of a stored response can be asked for.
+CAN_RESUME = "stream" in inspect.signature(Responses.retrieve).parameters
+needs_resume = pytest.mark.skipif(not CAN_RESUME, reason="not in this release of the SDK")
 
 # The HTTP library under this release of the SDK, and the one that it takes clients of as well, if it does.
 HTTP: Any = importlib.import_module("httpx2" if SDK >= (3,) else "httpx")

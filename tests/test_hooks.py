@@ -11,6 +11,7 @@ import openai
 import pytest
 from opentelemetry.trace import INVALID_SPAN, Span
 
+from calls import needs_resume
 from conftest import Serve
 from embedded.answer import Answer, usage
 from embedded.http_server import Hold, ScriptedServer
@@ -159,6 +160,7 @@ def test_what_they_raise_is_contained(
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
+@needs_resume
 def test_a_fetch_has_hooks(instrument: Instrument, server: ScriptedServer) -> None:
     """The span of a streamed fetch goes through both hooks; its record has no usage."""
     operations: list[Any] = []

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import functools
 import gc
-import inspect
 import itertools
 import logging
 import os
@@ -43,7 +42,7 @@ from openai.resources.responses import Responses
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import ReadableSpan
 
-from calls import settle, since
+from calls import CAN_RESUME, settle, since
 from embedded.answer import COMPLETED, FAILED, OUT_OF_QUOTA, OUT_OF_TOKENS, Answer, Ending, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Send, Step
 from embedded.responses_api import Plan, ResponsesAPI, error
@@ -63,7 +62,6 @@ TLS = ssl.create_default_context()
 FUTILE = frozenset({"not_found", "timeout", "transport_error", "no_usage"})
 
 
-CAN_RESUME = "stream" in inspect.signature(Responses.retrieve).parameters
 CAN_CANCEL = hasattr(Responses, "cancel")
 
 

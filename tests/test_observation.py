@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import threading
 import time
@@ -14,11 +13,10 @@ from typing import Any
 
 import openai
 import pytest
-from openai.resources.responses import Responses
 from openai.types.responses import Response
 from opentelemetry.trace import StatusCode
 
-from calls import CUT, entered, items, settle
+from calls import CAN_RESUME, CUT, entered, items, needs_resume, settle
 from conftest import Instrument, Serve
 from embedded.answer import FAILED, Answer, FunctionCall, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest
@@ -40,9 +38,6 @@ COUNTED_ONCE = {"input": (1, 7), "output": (1, 21)}
 ASKED: dict[str, Any] = {"model": "m", "input": "x"}
 BACKGROUND: dict[str, Any] = {"extra_body": {"background": True}}  # early releases do not know it by name
 POLL_S = 0.03
-
-RESUMES = "starting_after" in inspect.signature(Responses.retrieve).parameters
-needs_resume = pytest.mark.skipif(not RESUMES, reason="not in this release of the SDK")
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +170,7 @@ class Fetch:
         owner = client
         for name in self.needs.split("."):
             owner = getattr(owner, name, None)
-        return owner is not None and (RESUMES or not self.is_span)
+        return owner is not None and (CAN_RESUME or not self.is_span)
 
 
 FETCHES = (

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,9 @@ class Books:
         self._table.execute(
             "create table usage (response_id text primary key, tenant text, input integer, output integer)"
         )
+
+    def close(self) -> None:
+        self._table.close()
 
     def __call__(self, record: CallRecord) -> None:
         tenant, used = record.baggage["tenant.id"], record.usage
@@ -273,6 +276,15 @@ class Process:
             self.process.kill()
 
 
+def kept_by_the_application(folder: Path) -> Bill:
+    """The sums of the table that `on_call` fills."""
+    with closing(sqlite3.connect(folder / "usage.sqlite")) as database:
+        table = database.execute(
+            "select tenant, count(*), sum(input), sum(output) from usage group by tenant"
+        )
+        return {name: list(line) for name, *line in table}
+
+
 @pytest.mark.parametrize(("way", "code"), [("end", 0), ("signal", 4)])
 def test_every_tenant_has_its_tokens_once(way: str, code: int, tmp_path: Path) -> None:
     """Metrics, `on_call` and table equal the server's bill, also of a process that is stopped in the midst.
@@ -297,10 +309,7 @@ def test_every_tenant_has_its_tokens_once(way: str, code: int, tmp_path: Path) -
     assert sum(calls for calls, *_ in billed.values()) == STREAMS
     assert len(billed) == TENANTS
     assert others == {"openai_responses.pending": 0}
-    table = sqlite3.connect(tmp_path / "usage.sqlite").execute(
-        "select tenant, count(*), sum(input), sum(output) from usage group by tenant"
-    )
-    assert {name: list(line) for name, *line in table} == billed
+    assert kept_by_the_application(tmp_path) == billed
     assert told == billed
     if way == "signal" and counted != billed:
         # The handler raised in the midst of the SDK's own counting: of one call a point may be missing.
@@ -355,10 +364,8 @@ def test_very_many_tenants_need_no_more_memory(tmp_path: Path) -> None:
     finally:
         client.close()
         ResponsesUsageInstrumentor().uninstrument()
-    table = sqlite3.connect(tmp_path / "usage.sqlite").execute(
-        "select tenant, count(*), sum(input), sum(output) from usage group by tenant"
-    )
-    assert {name: list(line) for name, *line in table} == billed
+        books.close()
+    assert kept_by_the_application(tmp_path) == billed
     counted, others = telemetry.bill()
     first = {f"t{number}": billed[f"t{number}"] for number in range(MOST_LABELS)}
     rest = [line for name, line in billed.items() if name not in first]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import weakref
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
@@ -132,9 +133,12 @@ def _warn_of_unknown(arguments: Collection[str]) -> None:
 
 
 def _import_hook(instrumentor: ResponsesUsageInstrumentor, patches: Patches) -> Callable[[Any], None]:
+    # Import hooks cannot be removed. One of an earlier `instrument()` does nothing, and keeps nothing alive.
+    patches_ref = weakref.ref(patches)
+
     def on_import(module: Any) -> None:
-        # Import hooks cannot be removed. A hook of an earlier `instrument()` does nothing.
-        if instrumentor._patches is patches:  # noqa: SLF001
+        patches = patches_ref()
+        if patches is not None and instrumentor._patches is patches:  # noqa: SLF001
             patches.apply(module.__name__)
 
     return on_import

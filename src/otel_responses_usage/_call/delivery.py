@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import threading
@@ -11,8 +12,9 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from .._call_record import CallRecord
+from .._call_record import CallRecord, late_record
 from .._config import NamedFunction
+from .._facts.response import Response
 from .._lookup.imports import forks_wait
 from .._lookup.worker import THREAD_NAME, Signal
 
@@ -205,6 +207,46 @@ class Delivery:
             _logger.warning(warning)
         with forks_wait():  # the SDK takes a lock
             self._count_loss(loss)
+
+
+class CallRecords:
+    """The records of one call, in their order: a late one is never delivered before the first.
+
+    Another thread may put the late one at any time. Only single operations touch the list, so it needs no
+    lock.
+    """
+
+    __slots__ = ("_delivery", "_first", "_is_first_put", "_late")
+
+    def __init__(self, delivery: Delivery, first: CallRecord) -> None:
+        """Deliver nothing yet.
+
+        Args:
+            delivery: Delivers the records.
+            first: The record of the call as it ended.
+
+        """
+        self._delivery = delivery
+        self._first = first
+        self._late: list[CallRecord] = []
+        self._is_first_put = False
+
+    def put_first(self) -> None:
+        """Have the first record delivered."""
+        self._delivery.put(self._first)
+        self._is_first_put = True
+        self._put_late_ones()
+
+    def put_late(self, response: Response) -> None:
+        """Have a late record delivered: the application was shown the response of the call."""
+        self._late.append(late_record(self._first, response))
+        if self._is_first_put:
+            self._put_late_ones()
+
+    def _put_late_ones(self) -> None:
+        while self._late:
+            with contextlib.suppress(IndexError):  # another thread has taken it
+                self._delivery.put(self._late.pop(0))
 
 
 def _name_of(function: object) -> str:

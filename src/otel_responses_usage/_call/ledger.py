@@ -52,7 +52,7 @@ class Ledger:
         self._makes_chat_spans = config.spans != "never"
         self._telemetry = telemetry
         self._recovery = recovery
-        self.observation = Observation(recovery, telemetry, self._delivery)
+        self.observation = Observation(recovery, telemetry)
         self._services = Services(config, telemetry, recovery, self._delivery, self.observation, self._remove)
         self._open: dict[Invocation, None] = {}
         self._callbacks_before_next_call: list[Callable[[], object]] = []

@@ -7,14 +7,13 @@ import time
 from collections import OrderedDict
 from typing import Final
 
-from .._call_record import late_record
 from .._facts.request import Server
 from .._facts.response import Response
 from .._lookup.job import Job
 from .._lookup.recovery import Recovery
 from .._telemetry.telemetry import Telemetry
 from .._telemetry.uncounted import UncountedCall
-from .delivery import Delivery
+from .delivery import CallRecords
 
 _MAX_CALLS: Final = 10_000
 _KEPT_S: Final = 24 * 3600.0
@@ -31,13 +30,14 @@ class Observation:
     asked first.
     """
 
-    def __init__(self, recovery: Recovery, telemetry: Telemetry, delivery: Delivery | None) -> None:
-        self._delivery = delivery
+    def __init__(self, recovery: Recovery, telemetry: Telemetry) -> None:
         self._recovery = recovery
         self._telemetry = telemetry
         # The oldest is the first. The number is when it is dropped, by `time.monotonic`. A `dict` would need
         # longer and longer to find its first key.
-        self._uncounted: OrderedDict[tuple[Server, str], tuple[float, UncountedCall]] = OrderedDict()
+        self._uncounted: OrderedDict[tuple[Server, str], tuple[float, UncountedCall, CallRecords | None]] = (
+            OrderedDict()
+        )
 
     @property
     def is_useful(self) -> bool:
@@ -55,18 +55,21 @@ class Observation:
         if not self._recovery.observe(server, response):
             self._count_late(server, response)
 
-    def keep(self, response_id: str, call: UncountedCall, *jobs: Job | None) -> None:
+    def keep(
+        self, response_id: str, call: UncountedCall, *jobs: Job | None, records: CallRecords | None = None
+    ) -> None:
         """Keep a call that was recorded without usage.
 
         Args:
             response_id: The id of its response.
             call: What is needed to count it later.
             jobs: Its look-ups, as far as there were any.
+            records: Tell the application of the call, if it has asked for that.
 
         """
         now_s = time.monotonic()
         self._make_room(now_s)
-        self._uncounted.setdefault((call.server, response_id), (now_s + _KEPT_S, call))
+        self._uncounted.setdefault((call.server, response_id), (now_s + _KEPT_S, call, records))
         # The application may have been shown the response while a look-up ended.
         for job in jobs:
             if job is not None and job.shown is not None:
@@ -78,18 +81,21 @@ class Observation:
 
     def _count_late(self, server: Server, response: Response) -> None:
         # Only one thread gets the entry.
-        drop_at_s, call = self._uncounted.pop((server, str(response.id)), (0.0, None))
-        if call is not None and time.monotonic() < drop_at_s:
+        entry = self._uncounted.pop((server, str(response.id)), None)
+        if entry is None:
+            return
+        drop_at_s, call, records = entry
+        if time.monotonic() < drop_at_s:
             self._telemetry.record_late_usage(call, response)
-            if self._delivery is not None and call.told is not None:
-                self._delivery.put(late_record(call.told, response))
+            if records is not None:
+                records.put_late(response)
 
     def _make_room(self, now_s: float) -> None:
         # Another thread may change the table meanwhile. Then the next call drops what is left.
         with contextlib.suppress(RuntimeError, StopIteration, KeyError):
             while True:
                 key = next(iter(self._uncounted))
-                drop_at_s, _ = self._uncounted[key]
+                drop_at_s, *_ = self._uncounted[key]
                 if len(self._uncounted) < _MAX_CALLS and now_s < drop_at_s:
                     break
                 self._uncounted.pop(key, None)

@@ -11,7 +11,6 @@ from opentelemetry.trace import NonRecordingSpan
 
 from .. import _fault
 from .._answer.state import AnswerState
-from .._call_record import CallRecord
 from .._facts.outcome import Ending, Outcome, ending_of
 from .._facts.request import Operation, ResponsesRequest
 from .._facts.response import Response
@@ -21,6 +20,7 @@ from .._story import Story
 from .._telemetry.neighbour import CallSpan
 from .._telemetry.record import Record, Retrieval, call_record
 from .._telemetry.uncounted import UncountedCall
+from .delivery import CallRecords, Delivery
 from .input_count import InputCount
 from .services import Services
 
@@ -254,31 +254,35 @@ class Settlement:
         With `in_turn` all but the last may have to wait for their turn. The application may fetch the
         response before that.
         """
-        call, delivery, told = self._call, self._services.delivery, None
+        call, delivery, records = self._call, self._services.delivery, None
         if call.story is not None:
             model, reason = record.response.model or call.request.model, record.missing_reason
             call.story.tell(
                 "settled", response=record.response.id, model=model, source=record.source, reason=reason
             )
         if delivery is not None and not call.request.is_fetch:
-            told = _record_for_application(call.call_span, record)
+            records = _records_of(call.call_span, record, delivery)
 
         def finish() -> None:
             try:
                 self._services.telemetry.finish(call.call_span, record)
             finally:  # also if a signal handler raises here
-                if delivery is not None and told is not None:
-                    delivery.put(told)
+                if records is not None:
+                    records.put_first()
 
         if not in_turn:
             finish()
         if record.missing_reason is not None and record.response.id is not None:
-            self._keep(record.response, record.missing_reason, jobs, told)
+            self._keep(record.response, record.missing_reason, jobs, records)
         if in_turn:
             self._services.recovery.run_in_turn(finish)
 
     def _keep(
-        self, response: Response, reason: MissingReason, jobs: Sequence[Job | None], told: CallRecord | None
+        self,
+        response: Response,
+        reason: MissingReason,
+        jobs: Sequence[Job | None],
+        records: CallRecords | None,
     ) -> None:
         """Have the call counted if the application itself is shown its usage later."""
         request = self._call.request
@@ -293,14 +297,13 @@ class Settlement:
             NonRecordingSpan(self._call.call_span.span.get_span_context()),
             self._call.call_span.baggage.on_points,
             tools=response.tools,
-            told=told,
         )
-        self._services.observation.keep(str(response.id), call, *jobs)
+        self._services.observation.keep(str(response.id), call, *jobs, records=records)
 
 
 @_fault.catch_and_report("telling the application of a call")
-def _record_for_application(call_span: CallSpan, record: Record) -> CallRecord:
-    return call_record(call_span, record)
+def _records_of(call_span: CallSpan, record: Record, delivery: Delivery) -> CallRecords:
+    return CallRecords(delivery, call_record(call_span, record))
 
 
 def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:

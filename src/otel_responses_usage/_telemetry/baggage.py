@@ -67,7 +67,8 @@ class BaggageReader:
             return value
         if key not in self._full:
             with self._lock:
-                if len(known) < _MAX_VALUES:
+                # Another thread may just have added the same value.
+                if value in known or len(known) < _MAX_VALUES:
                     known.add(value)
                     return value
                 is_first = key not in self._full

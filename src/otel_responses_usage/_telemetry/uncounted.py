@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from opentelemetry.trace import Span
 
-from .._call_record import CallRecord
 from .._facts.request import Operation, Server
 from .._facts.tools import ToolUsage
 from .._facts.usage import MissingReason
@@ -25,7 +24,6 @@ class UncountedCall(NamedTuple):
         span: A span that is not recorded, with the context of the span of the call.
         labels: Attributes of its metric points that come from baggage.
         tools: The use of hosted tools that was recorded already; `None` if there was none.
-        told: What the application was told of the call, if it has asked for that.
 
     """
 
@@ -37,4 +35,3 @@ class UncountedCall(NamedTuple):
     span: Span
     labels: Mapping[str, str]
     tools: ToolUsage | None
-    told: CallRecord | None = None
