@@ -6,14 +6,20 @@ nobody else calls it. The difference between the two counts is free of whatever 
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import json
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from . import call, floor, pieces, standin
+from opentelemetry import baggage, context
 
+from . import call, floor, pieces, standin
+from .websocket import CREATE, Socket
+
+_TIMES = (1, 1, 2)
 EVENTS = 500
 CALLS = 10
 # As `call.contenders` names them, in other words.
@@ -31,6 +37,10 @@ _CALLS = (
     "call of 103 events",
     "call of 103 events by hand",
 )
+# How the bytes of the counted streams are divided, by the names of the parts.
+_DIVISIONS = {"1,460 bytes": pieces.SEGMENT, "4 KiB": 4_096, "64 KiB": 65_536}
+BAGGAGE = {"tenant.id": "shop", "feature": "search"}
+_INFERENCE = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-5.4-mini"}
 # In the order in which they run, and how many events or calls a part is.
 PARTS = {
     "plain event": EVENTS,
@@ -42,7 +52,15 @@ PARTS = {
     "event": EVENTS,
     "event, async": EVENTS,
     "event of another kind": EVENTS,
+    **{f"{what}, {division} a piece": EVENTS for division in _DIVISIONS for what in ("plain event", "event")},
     **dict.fromkeys(_CALLS, CALLS),
+    "plain call with a neighbour": CALLS,
+    "call with a neighbour": CALLS,
+    "plain compact call": CALLS,
+    "compact call": CALLS,
+    "plain call over WebSocket": CALLS,
+    "call over WebSocket": CALLS,
+    "call with baggage": CALLS,
     "call, no SDK": CALLS,
     "call, not sampled": CALLS,
     "event, no SDK": EVENTS,
@@ -52,11 +70,15 @@ PARTS = {
 def parts(artificial_loss: int = 0) -> dict[str, Callable[[int], None]]:
     """Return what is counted; `artificial_loss` is wasted per event, to see whether that is noticed."""
     standin.install()
-    from .instrumented import ResponsesUsageInstrumentor
-    from .telemetry import deaf, unsampled
+    from .instrumented import Config, ResponsesUsageInstrumentor
+    from .telemetry import Told, deaf, unsampled
 
     calls = dict(zip(_CALLS, call.contenders().values(), strict=True))
     same = {times: pieces.repeated(EVENTS * times) for times in (1, 2)}
+    divided = {
+        division: {times: pieces.cut(pieces.padded(EVENTS * times)[4:-4], size) for times in (1, 2)}
+        for division, size in _DIVISIONS.items()
+    }
     mixed = {times: pieces.mixed(EVENTS * times) for times in (1, 2)}
 
     def drain(client: Callable[[list[bytes]], Any], streams: dict[int, list[bytes]]) -> Callable[[int], None]:
@@ -81,9 +103,53 @@ def parts(artificial_loss: int = 0) -> dict[str, Callable[[int], None]]:
 
         return work_unheard
 
-    def repeat(name: str) -> Callable[[int], None]:
-        work = calls[name]
+    def with_baggage(work: Callable[[int], None]) -> Callable[[int], None]:
+        def work_with_baggage(times: int) -> None:
+            instrumentor = ResponsesUsageInstrumentor()
+            instrumentor.uninstrument()
+            instrumentor.instrument(config=Config(baggage_keys=tuple(BAGGAGE)), **Told().providers)
+            carried = context.get_current()
+            for name, value in BAGGAGE.items():
+                carried = baggage.set_baggage(name, value, carried)
+            token = context.attach(carried)
+            work(times)
+            context.detach(token)
 
+        return work_with_baggage
+
+    def with_neighbour(client: Callable[[list[bytes]], Any]) -> Callable[[], None]:
+        caller = client(pieces.whole(pieces.SHORT))
+        tracer = Told().tracer_provider.get_tracer("theirs")
+
+        def call_with_neighbour() -> None:
+            with tracer.start_as_current_span("theirs", attributes=_INFERENCE):
+                standin.drain(caller)
+
+        return call_with_neighbour
+
+    def compact(client: Callable[[list[bytes]], Any]) -> Callable[[], None]:
+        caller = client([json.dumps(pieces.answer(pieces.SHORT).compaction()).encode()])
+        return lambda: standin.compact(caller)
+
+    def over_websocket(connect: Callable[[Socket], object]) -> Callable[[], None]:
+        # Each answer has an id of its own: a server does not repeat one on the same connection.
+        answers = [
+            dataclasses.replace(pieces.answer(pieces.SHORT), id=f"resp_{number:048x}").events({})
+            for number in range(CALLS * sum(_TIMES))
+        ]
+        socket = Socket([json.dumps(event).encode() for events in answers for event in events])
+        kept = connect(socket)
+        create = json.dumps(CREATE)
+
+        def call_over_websocket() -> None:
+            socket.send(create)
+            for _ in answers[0]:
+                socket.recv(decode=False)
+
+        call_over_websocket.connection = kept  # type: ignore[attr-defined]  # the tap ends with it
+        return call_over_websocket
+
+    def repeat(work: Callable[[], None]) -> Callable[[int], None]:
         def times_of(times: int) -> None:
             for _ in range(times * CALLS):
                 work()
@@ -100,9 +166,24 @@ def parts(artificial_loss: int = 0) -> dict[str, Callable[[int], None]]:
         "event": wasteful,
         "event, async": async_drain(standin.AsyncAPIClient),
         "event of another kind": drain(standin.SyncAPIClient, mixed),
-        **{name: repeat(name) for name in _CALLS},
-        "call, no SDK": unheard(deaf, repeat("call")),
-        "call, not sampled": unheard(unsampled, repeat("call")),
+        **{
+            f"{what}, {division} a piece": drain(client, divided[division])
+            for division in _DIVISIONS
+            for what, client in (
+                ("plain event", standin.PlainSyncAPIClient),
+                ("event", standin.SyncAPIClient),
+            )
+        },
+        **{name: repeat(calls[name]) for name in _CALLS},
+        "plain call with a neighbour": repeat(with_neighbour(standin.PlainSyncAPIClient)),
+        "call with a neighbour": repeat(with_neighbour(standin.SyncAPIClient)),
+        "plain compact call": repeat(compact(standin.PlainSyncAPIClient)),
+        "compact call": repeat(compact(standin.SyncAPIClient)),
+        "plain call over WebSocket": repeat(over_websocket(id)),
+        "call over WebSocket": repeat(over_websocket(standin.ResponsesConnection)),
+        "call with baggage": with_baggage(repeat(calls["call"])),
+        "call, no SDK": unheard(deaf, repeat(calls["call"])),
+        "call, not sampled": unheard(unsampled, repeat(calls["call"])),
         "event, no SDK": unheard(deaf, drain(standin.SyncAPIClient, same)),
     }
 
@@ -115,7 +196,7 @@ def main() -> None:
     gc.disable()
     for work in run.values():
         os.getloadavg()
-        for times in (1, 1, 2):
+        for times in _TIMES:
             work(times)
             os.getloadavg()
 

@@ -1,29 +1,44 @@
-"""What an event costs that arrives in a network piece of its own, apart from everything else."""
+"""The cost of an event for each division of the bytes, without the SDK around it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from . import pieces, standin
 from .clock import added, paired
 from .floor import async_floor, floor
 from .row import Row
 
+GOALS_NS = {"sync": 400, "async": 600}
+
 
 def rows(*, quick: bool) -> list[Row]:
-    """Measure an event, sync and async, and one that is of another kind than the one before."""
+    """Measure an event, sync and async, and an event with another type than the event before it."""
     standin.install()
     from .instrumented import instrumented
     from .telemetry import Told
 
-    count, rounds = (2_000, 3) if quick else (20_000, 25)
+    count, rounds = (500, 3) if quick else (5_000, 50)
     with instrumented(**Told().providers):
-        same = _added(pieces.repeated, count, rounds)
-        other = _added(pieces.mixed, count // 4, rounds)
+        by_division = {
+            division: _added(partial(pieces.divided, division), count, rounds)
+            for division in pieces.DIVISIONS
+        }
+        other = _added(pieces.mixed, count, rounds)
     return [
-        Row("added per event, sync", same["sync"], 400, "ns", f"{same['sync floor']:.0f} ns"),
-        Row("added per event, async", same["async"], 600, "ns", f"{same['async floor']:.0f} ns"),
-        Row("added per event of another kind than the last, sync", other["sync"], 10_000, "ns"),
+        *(
+            Row(
+                f"added per event, {division}, {how}",
+                found[how],
+                goal_ns,
+                "ns",
+                f"{found[f'{how} floor']:.0f} ns",
+            )
+            for division, found in by_division.items()
+            for how, goal_ns in GOALS_NS.items()
+        ),
+        Row("added per event of another type than the last, sync", other["sync"], 10_000, "ns"),
     ]
 
 

@@ -35,8 +35,7 @@ def rows(*, quick: bool) -> list[Row]:
 
     Once that has been answered for, let the rest be looked up with nothing else to do.
     """
-    streams, times = (300, 20) if quick else (600, 1_000)
-    settling_times = times // 2
+    streams, times, settling_times = (300, 20, 10) if quick else (600, 500, 500)
     made = streams + 2 * (times + settling_times)
     told = Told()
     config = Config(max_concurrency=CONCURRENCY, retrieval_timeout=300.0, max_pending=made)
@@ -59,21 +58,21 @@ def rows(*, quick: bool) -> list[Row]:
         Row(
             f"added at the end of a cut stream {what}",
             _added((hanging.cut, settling.cut), (before.cut, after.cut)),
-            1,
+            0.5,
             "ms",
             "0 ms",
         ),
         Row(
             f"added to close() {what}",
             _added((hanging.close, settling.close), (before.close, after.close)),
-            1,
+            0.5,
             "ms",
             "0 ms",
         ),
         Row(
             f"added event-loop lag while {left:,} look-ups settle, p99",
             _added((lag,), (idle_before, idle_after)),
-            1,
+            0.5,
             "ms",
             "0 ms",
         ),

@@ -1,9 +1,8 @@
-"""The least one can do for an event: count it, if it looks like one.
+"""The floor: the least that a reader of the bytes does for an event.
 
-Like ours, the floor reads behind the layer that an HTTP library puts around a body, and so in its place. In
-nanoseconds it is told as ours is, over a plain read through that layer. As a reference to which ratios are
-made it is told over a bare read behind the layer: so it is the counting and an iterator, whatever the layer
-may cost.
+The floor reads behind the layer that an HTTP library has around a body, as the instrumentation does. Its
+nanoseconds are the difference to a plain read through that layer. Its instructions are the difference to a
+bare read behind the layer, so the reference of the ratios does not depend on the layer.
 """
 
 from __future__ import annotations
@@ -13,12 +12,15 @@ from typing import Any
 
 from . import standin
 
+_END = b"\n\n"
+_HEAD = 75  # bytes at the start of an event that are the same for all deltas of text
+
 
 class Floor:
-    """Counts the pieces that begin as the first one did and end as events end.
+    """Counts a piece that begins and ends like the event before it, and the ends of events in other pieces.
 
-    It knows no kinds, notices no terminal event, measures no time and trusts its pieces to be whole. No
-    observer of bytes can do less.
+    It knows no types, notices no terminal event, measures no time, and misses an end that is in two pieces.
+    A reader of the bytes cannot do much less.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -26,21 +28,23 @@ class Floor:
         self.count = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        head = None
+        head = _END
         for piece in self._stream:
-            if head is None:
-                head = piece[:75]
-            if piece.startswith(head) and piece.endswith(b"\n\n"):
+            if piece.startswith(head) and piece.endswith(_END):
                 self.count += 1
+            else:
+                head = piece[:_HEAD]
+                self.count += piece.count(_END)
             yield piece
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        head = None
+        head = _END
         async for piece in self._stream:
-            if head is None:
-                head = piece[:75]
-            if piece.startswith(head) and piece.endswith(b"\n\n"):
+            if piece.startswith(head) and piece.endswith(_END):
                 self.count += 1
+            else:
+                head = piece[:_HEAD]
+                self.count += piece.count(_END)
             yield piece
 
 

@@ -37,12 +37,20 @@ _HELD: dict[str, tuple[str, tuple[str, str | None]]] = {
     "event, async": ("plain event, async", _ASYNC_FLOOR),
     "event of another kind": ("plain event", _FLOOR),
     "event, no SDK": ("plain event", _FLOOR),
+    **{
+        f"event, {division} a piece": (f"plain event, {division} a piece", _FLOOR)
+        for division in ("1,460 bytes", "4 KiB", "64 KiB")
+    },
     "call of one event": ("plain call of one event", ("call of one event by hand", None)),
     "call": ("plain call", _CALL),
     "call, async": ("plain call, async", ("call by hand, async", None)),
     "call of 103 events": ("plain call of 103 events", ("call of 103 events by hand", None)),
     "call, no SDK": ("plain call", _CALL),
     "call, not sampled": ("plain call", _CALL),
+    "call with baggage": ("plain call", _CALL),
+    "call with a neighbour": ("plain call with a neighbour", _CALL),
+    "compact call": ("plain compact call", _CALL),
+    "call over WebSocket": ("plain call over WebSocket", _CALL),
 }
 
 

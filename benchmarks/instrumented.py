@@ -8,7 +8,7 @@ from typing import Any
 
 from otel_responses_usage import Config, ResponsesUsageInstrumentor
 
-__all__ = ["ResponsesUsageInstrumentor", "instrumented"]
+__all__ = ["Config", "ResponsesUsageInstrumentor", "instrumented"]
 
 
 @contextlib.contextmanager

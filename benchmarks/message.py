@@ -14,39 +14,7 @@ from .instrumented import instrumented
 from .pieces import answer
 from .row import Row
 from .telemetry import Told
-
-CREATE = {"type": "response.create", "model": "gpt-5.4-mini", "input": "x"}
-
-
-class Socket:
-    """A stand-in for the connection of the library: its messages are in memory."""
-
-    def __init__(self, messages: list[bytes]) -> None:
-        self._next = iter(messages).__next__
-
-    def send(self, message: str) -> None:
-        """Send nothing."""
-
-    def recv(self, timeout: float | None = None, decode: bool | None = None) -> bytes:  # noqa: ARG002
-        """Return the next message."""
-        return self._next()
-
-    def close(self) -> None:
-        """Let go of nothing."""
-
-
-class AsyncSocket(Socket):
-    """The same for an async connection."""
-
-    async def send(self, message: str) -> None:  # type: ignore[override]
-        """Send nothing."""
-
-    async def recv(self, decode: bool | None = None) -> bytes:  # type: ignore[override]  # noqa: ARG002
-        """Return the next message."""
-        return self._next()
-
-    async def close(self) -> None:  # type: ignore[override]
-        """Let go of nothing."""
+from .websocket import CREATE, AsyncSocket, Socket
 
 
 def rows(*, quick: bool) -> list[Row]:

@@ -1,26 +1,34 @@
-"""One instrumentation at work in its own environment: `python -m benchmarks.peer NAME`.
+"""One instrumentation in its own environment: `python -m benchmarks.peer NAME [--quick]`.
 
-Each is switched on as its README says, without the content of messages, and exports to nowhere. For each
-line on standard input it measures once and answers with a line of JSON.
+Each is switched on as its README says, without the content of messages. What it exports is dropped. The
+result is printed as JSON.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from opentelemetry import metrics, trace
 
-from . import pieces
-from .telemetry import Told
+from . import lockstep, pieces
+from .call import AT_START
+from .sdk import PROMPT, Work, async_reader, reader
+from .telemetry import Told, by_hand
 
-EVENTS = 400
-CALLS = 10
+EVENTS, TURN, ROUNDS = 5_000, 500, 7
+CALLS, CALL_TURNS = 10, 30
+QUICK_EVENTS, QUICK_TURN, QUICK_ROUNDS = 100, 50, 1
+QUICK_CALLS, QUICK_CALL_TURNS = 2, 2
+CANARY = " canary-of-the-answer"
+SETTLED_S = 0.3  # in which threads have recorded what they record of a call
+READERS = {"sync": reader, "async": async_reader}
 
 
 def none(_: Told) -> None:
@@ -45,8 +53,12 @@ def logfire(told: Told) -> None:
     """Switch Logfire on; content is part of its spans, and cannot be left out but by scrubbing."""
     import logfire as fire  # type: ignore[import-not-found]
 
-    processors = [told.span_processor]
-    fire.configure(send_to_logfire=False, console=False, additional_span_processors=processors)
+    fire.configure(
+        send_to_logfire=False,
+        console=False,
+        additional_span_processors=[told.span_processor],
+        metrics=fire.MetricsOptions(additional_readers=[told.reader]),
+    )
     fire.instrument_openai()
 
 
@@ -62,7 +74,9 @@ def ddtrace(told: Told) -> None:
 
     class Nowhere(TraceFilter):  # type: ignore[misc]
         def process_trace(self, spans: list[Any]) -> None:
-            told.count(len(spans))
+            for span in spans:
+                attributes = {**span.get_tags(), **span.get_metrics()}
+                told.note(SimpleNamespace(attributes=attributes, events=()))
 
     tracer.configure(trace_processors=[Nowhere()])
     patch(openai=True)
@@ -85,39 +99,121 @@ def openinference(_: Told) -> None:
 
 
 SWITCHES: dict[str, Callable[[Told], None]] = {
-    switch.__name__: switch for switch in (none, ours, genai, logfire, ddtrace, traceloop, openinference)
+    switch.__name__: switch for switch in (none, ours, openinference, traceloop, ddtrace, genai, logfire)
 }
 
 
+class Bodies:
+    """The streams that are read, made once for all processes."""
+
+    def __init__(self, *, quick: bool) -> None:
+        self.turn = QUICK_TURN if quick else TURN
+        events = pieces.padded(QUICK_EVENTS if quick else EVENTS)
+        self.events = len(events)
+        self.short = pieces.padded(pieces.SHORT, CANARY)
+        self.by_division = {name: divide(events) for name, divide in pieces.DIVISIONS.items()}
+        # The SDK decodes this one, as it does in an application.
+        self.by_division[pieces.GZIP] = pieces.compressed(events)
+
+
+class Caller:
+    """Makes calls in one process, after an instrumentation has been switched on there."""
+
+    def __init__(self, name: str, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._told = Told()
+        self._readers: dict[tuple[str, str], Work] = {}
+        if name != "logfire":  # which makes providers of its own
+            trace.set_tracer_provider(self._told.tracer_provider)
+            metrics.set_meter_provider(self._told.meter_provider)
+        SWITCHES[name](self._told)
+
+    def work(self, task: Any, pause: lockstep.Pause) -> Any:
+        """Read one stream, make calls, or say what is recorded of one."""
+        read = self._reader(task["how"], task.get("division", ""), pause)
+        if task["kind"] == "observe":
+            return self._observed(read)
+        if task["kind"] == "stream":
+            read()
+            pause()
+            return None
+        tell = [by_hand(**span) for span in task["by_hand"]]
+        for _ in range(task["turns"]):
+            for _ in range(task["calls"]):
+                read()
+                for tell_span in tell:
+                    tell_span()
+            pause()
+        return None
+
+    def _reader(self, how: str, division: str, pause: lockstep.Pause) -> Work:
+        if (how, division) not in self._readers:
+            stream = self._bodies.by_division[division] if division else self._bodies.short
+            encoding = "gzip" if division == pieces.GZIP else None
+            self._readers[how, division] = READERS[how](
+                stream, encoding=encoding, pause=pause, turn=self._bodies.turn
+            )
+        return self._readers[how, division]
+
+    def _observed(self, read: Work) -> Any:
+        """Return what one call records, and what it takes to record the same by hand."""
+        for _ in range(2):  # what is recorded once in a process is recorded at the first call
+            self._told.take_spans()
+            self._told.points()
+            read()
+            time.sleep(SETTLED_S)
+        spans, points = self._told.take_spans(), self._told.points()
+        written = json.dumps([spans, points], default=str)
+        attributes = [json.loads(json.dumps(found, default=str)) for found, _ in spans]
+        return {
+            "attributes": [len(found) for found in attributes],
+            "has_usage": all(str(count) in json.dumps(attributes) for count in pieces.USAGE),
+            "points": Counter(name for name, _, _ in points),
+            "content": [
+                what for what, text in (("input", PROMPT), ("output", CANARY.strip())) if text in written
+            ],
+            "by_hand": [
+                {
+                    "attributes": found,
+                    "points": points if number == len(attributes) else [],
+                    "at_start": AT_START,
+                }
+                for number, found in enumerate(attributes, 1)
+            ],
+        }
+
+
 def main() -> None:
-    """Switch the named one on, and measure whenever asked."""
-    told = Told()
-    if sys.argv[1] != "logfire":  # which makes providers of its own
-        trace.set_tracer_provider(told.tracer_provider)
-        metrics.set_meter_provider(told.meter_provider)
-    SWITCHES[sys.argv[1]](told)
-    from .sdk import async_reader, reader
-
-    short, long = pieces.whole(pieces.SHORT), pieces.whole(pieces.SHORT + EVENTS)
-    works = {
-        "sync": (reader(short), reader(long)),
-        "async": (async_reader(short), async_reader(long)),
+    """Measure the named one in lockstep with none, and with none and its spans and points by hand."""
+    name, *options = sys.argv[1:]
+    quick = "--quick" in options
+    bodies = Bodies(quick=quick)
+    rounds, calls, turns = (
+        (QUICK_ROUNDS, QUICK_CALLS, QUICK_CALL_TURNS) if quick else (ROUNDS, CALLS, CALL_TURNS)
+    )
+    streams: dict[str, dict[str, Any]] = {
+        how: {division: [] for division in bodies.by_division} for how in READERS
     }
-    for _ in sys.stdin:
-        costs: dict[str, float] = {}
-        for how, (read_short, read_long) in works.items():
-            gc.collect()
-            call_ns = min(_ns(read_short) for _ in range(CALLS))
-            costs[f"call, {how}"] = call_ns
-            costs[f"event, {how}"] = (min(_ns(read_long) for _ in range(3)) - call_ns) / EVENTS
-        sys.stdout.write(json.dumps({"costs": costs, "spans": told.ended}) + "\n")
-        sys.stdout.flush()
-
-
-def _ns(work: Callable[[], object]) -> int:
-    began = time.thread_time_ns()
-    work()
-    return time.thread_time_ns() - began
+    found: dict[str, Any] = {"events": bodies.events, "short": len(bodies.short), "calls_a_turn": calls}
+    workers = (lambda: Caller("none", bodies).work, lambda: Caller(name, bodies).work)
+    with lockstep.children(*workers, workers[0]) as (plain, watched, by_hand_):
+        for how in READERS:
+            lockstep.run([watched], [{"kind": "observe", "how": how}])
+            recorded = watched.result
+            spans = recorded["by_hand"] if recorded and name != "ddtrace" else []
+            task = {"kind": "call", "how": how, "calls": calls, "turns": turns, "by_hand": []}
+            tasks = [task, task, {**task, "by_hand": spans}]
+            lockstep.run([plain, watched, by_hand_], [{**each, "turns": 1} for each in tasks])
+            found[f"call, {how}"] = lockstep.run([plain, watched, by_hand_], tasks)
+            found[f"recorded, {how}"] = recorded
+        for turn in range(1 + rounds):  # the first is to warm up
+            for how, by_division in streams.items():
+                for division, costs in by_division.items():
+                    task = {"kind": "stream", "how": how, "division": division}
+                    took = lockstep.run([plain, watched], [task, task])
+                    if turn and took:
+                        costs.append(took)
+    sys.stdout.write(json.dumps({**found, "streams": streams}))
 
 
 if __name__ == "__main__":

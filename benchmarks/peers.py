@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
+from . import pieces
+from .plot import Curve, picture
+
+PICTURE = Path(__file__).parents[1] / "docs" / "pieces.svg"
+
 _ROOT = Path(__file__).parents[1]
-_SDK = ("openai==3.54.0", "opentelemetry-sdk", "typing-extensions")
+_SDK = ("openai", "opentelemetry-sdk", "typing-extensions")
 # Distribution by the name of its switch in `peer`.
 DISTRIBUTIONS = {
     "none": "openai",
@@ -25,102 +30,217 @@ DISTRIBUTIONS = {
     "genai": "opentelemetry-instrumentation-genai-openai",
     "logfire": "logfire",
 }
-_MEASURES = ("event, sync", "event, async", "call, sync", "call, async")
+HOW = ("sync", "async")
 
 
-class Peer:
-    """An instrumentation in an environment and a process of its own."""
+@dataclass(frozen=True)
+class Cost:
+    """What is added, and half of the distance between the quartiles of the measurements."""
 
-    def __init__(self, name: str, directory: Path) -> None:
-        self.name = name
-        self.costs: list[dict[str, float]] = []
-        self.spans = 0
-        self._python = directory / name / "bin" / "python"
-        # Ours is what it is now, and not what it was when the directory was made.
-        if not self._python.exists() or name == "ours":
-            _install(name, directory / name, self._python)
-        self.version = self._asked("import importlib.metadata as m; print(m.version(sys.argv[1]))")
-        self._process = subprocess.Popen(  # noqa: S603
-            [self._python, "-m", "benchmarks.peer", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=_ROOT,
-            env=_environment(),
-        )
+    value: float
+    spread: float
 
-    def measure(self) -> None:
-        """Have it measure once."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise RuntimeError("no pipes")
-        with contextlib.suppress(BrokenPipeError):  # one that has failed at its start
-            stdin.write("\n")
-            stdin.flush()
-        answer = json.loads(stdout.readline() or '{"costs": {}, "spans": 0}')
-        self.costs.append(answer["costs"])
-        self.spans = answer["spans"]
+    @classmethod
+    def of(cls, values: list[float]) -> Cost:
+        """Return the median and the spread of measurements."""
+        low, _, high = quantiles(values, n=4) if len(values) > 1 else (0.0, 0.0, 0.0)
+        return cls(median(values), (high - low) / 2)
 
-    def stop(self) -> None:
-        """End its process."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate()
+    def minus(self, value: float) -> Cost:
+        """Return this without a part that is not to be counted."""
+        return Cost(self.value - value, self.spread)
 
-    def _asked(self, script: str) -> str:
-        done = subprocess.run(  # noqa: S603
-            [self._python, "-c", f"import sys; {script}", DISTRIBUTIONS[self.name]],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return done.stdout.strip()
+    def text(self, unit: str, scale: float = 1.0) -> str:
+        """Return what the table says."""
+        return f"{self.value / scale:+,.0f} ± {self.spread / scale:,.0f} {unit}"
+
+
+class Measured:
+    """What one instrumentation costs and records, as `peer` prints it."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        self._found = found
+
+    def recorded(self, how: str = "sync") -> dict[str, Any]:
+        """Return what is recorded of a call. It is empty if the instrumentation fails."""
+        return dict(self._found[f"recorded, {how}"] or {})
+
+    def call(self, how: str, *, by_hand: bool = False) -> Cost | None:
+        """Return the nanoseconds that are added to a call of nine events, or those of the same by hand."""
+        turns = self._found[f"call, {how}"]
+        which = 2 if by_hand else 1
+        if not turns or (by_hand and not self.recorded(how).get("by_hand")):
+            return None
+        return Cost.of([(turn[which] - turn[0]) / self._found["calls_a_turn"] for turn in turns])
+
+    def own_call(self, how: str) -> float:
+        """Return the nanoseconds that the SDK itself takes for such a call."""
+        return float(median(turn[0] for turn in self._found[f"call, {how}"]) / self._found["calls_a_turn"])
+
+    def event(self, division: str, how: str) -> Cost | None:
+        """Return the nanoseconds that are added to an event.
+
+        This is what is added to a long stream and not to a short one.
+        """
+        streams = self._found["streams"][how][division]
+        call = self.call(how)
+        if not streams or call is None:
+            return None
+        more = self._found["events"] - self._found["short"]
+        in_all = Cost.of([sum(after - before for before, after in turns) / more for turns in streams])
+        # The sum of the medians of each turn: one turn that was disturbed does not count.
+        by_turn = [median(after - before for before, after in turn) for turn in zip(*streams, strict=True)]
+        return Cost((sum(by_turn) - call.value) / more, in_all.spread)
+
+    def own_event(self, division: str, how: str) -> float:
+        """Return the nanoseconds that the SDK itself takes for an event."""
+        streams = self._found["streams"][how][division]
+        return float(median(sum(before for before, _ in turns) for turns in streams) / self._found["events"])
+
+
+def measure(name: str, python: str, *, quick: bool) -> Measured:
+    """Measure an instrumentation in a process of its own, by the Python of its environment."""
+    command = [python, "-m", "benchmarks.peer", name, *(["--quick"] if quick else [])]
+    done = subprocess.run(  # noqa: S603
+        command, cwd=_ROOT, env=_environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name} failed:\n{done.stderr}")
+    return Measured(json.loads(done.stdout))
 
 
 def report(*, quick: bool) -> str:
-    """Install, measure, and return the Markdown table; `BENCH_PEERS` names a directory to keep and reuse."""
+    """Install, measure, draw, and return the Markdown tables.
+
+    `BENCH_PEERS` names a directory for the environments. Without it they are made anew.
+    """
     kept = os.environ.get("BENCH_PEERS")
-    with tempfile.TemporaryDirectory() as directory:
-        peers = [Peer(name, Path(kept or directory)) for name in DISTRIBUTIONS]
-        try:
-            for turn in range(3 if quick else 15):
-                for peer in peers if turn % 2 else reversed(peers):
-                    peer.measure()
-        finally:
-            for peer in peers:
-                peer.stop()
-    return _table(peers)
+    found: dict[str, Measured] = {}
+    versions: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, distribution in DISTRIBUTIONS.items():
+            sys.stderr.write(f"Measuring: {distribution} ...\n")
+            directory = Path(kept or scratch) / name
+            python = directory / "bin" / "python"
+            # Ours is what it is now, and not what it was when the directory was made.
+            if not python.exists() or name == "ours":
+                _install(name, directory, python)
+            versions[name] = _version(python, distribution)
+            found[name] = measure(name, str(python), quick=quick)
+    if not quick:
+        PICTURE.write_text(picture(curves(found)))
+    return "\n\n".join(
+        (
+            *(events_table(found, how) for how in HOW),
+            calls_table(found),
+            records_table(found, versions),
+        )
+    )
 
 
-def _table(peers: list[Peer]) -> str:
-    none = peers[0]
+def curves(found: dict[str, Measured]) -> dict[str, dict[str, Curve]]:
+    """Return microseconds per event by events per piece, for each instrumentation, sync and async."""
+    events = pieces.padded(2_000)
+    sizes = {
+        division: len(events) / len(divide(events))
+        for division, divide in pieces.DIVISIONS.items()
+        if division != pieces.GZIP  # the decoding is a part of its cost
+    }
+    return {
+        how: {
+            _named(name, bare=True): {
+                size: max(cost.value, 0.0) / 1000
+                for division, size in sizes.items()
+                if (cost := measured.event(division, how)) is not None
+            }
+            for name, measured in found.items()
+            if name != "none" and measured.recorded(how).get("attributes")
+        }
+        for how in HOW
+    }
+
+
+def events_table(found: dict[str, Measured], how: str) -> str:
+    """Return what each adds to an event, for each division of the bytes."""
+    none = found["none"]
+    own = [f"{none.own_event(division, how) / 1000:,.1f} us" for division in pieces.DIVISIONS]
     lines = [
-        "| instrumentation | version | " + " | ".join(_MEASURES) + " |",
-        "| --- | --- |" + " ---: |" * len(_MEASURES),
+        f"| added per event, {how} | " + " | ".join(pieces.DIVISIONS) + " |",
+        "| --- |" + " ---: |" * len(pieces.DIVISIONS),
+        "| `openai` itself | " + " | ".join(own) + " |",
     ]
-    for peer in peers:
-        cells = []
-        for measure in _MEASURES:
-            pairs = [
-                (mine[measure], base[measure])
-                for mine, base in zip(peer.costs, none.costs, strict=True)
-                if measure in mine and measure in base
-            ]
-            cells.append(_cell(peer, none, pairs, per_event=measure.startswith("event")))
-        named = f"`{DISTRIBUTIONS[peer.name]}`" if peer is not none else "none: `openai` itself"
-        lines.append(f"| {named} | {peer.version} | " + " | ".join(cells) + " |")
+    for name, measured in found.items():
+        cells = [
+            _cell(name, measured, how, measured.event(division, how), "ns", 1)
+            for division in pieces.DIVISIONS
+        ]
+        lines.append(f"| {_named(name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(peer: Peer, none: Peer, pairs: list[tuple[float, float]], *, per_event: bool) -> str:
-    if not pairs:
+def calls_table(found: dict[str, Measured]) -> str:
+    """Return what each adds to a call, and what the same span and points by hand add."""
+    none = found["none"]
+    columns = [column for how in HOW for column in (f"call, {how}", "by hand", "ratio")]
+    own = [cell for how in HOW for cell in (f"{none.own_call(how) / 1000:,.0f} us", "", "")]
+    lines = [
+        "| added per call of 9 events | " + " | ".join(columns) + " |",
+        "| --- |" + " ---: |" * len(columns),
+        "| `openai` itself | " + " | ".join(own) + " |",
+    ]
+    for name, measured in found.items():
+        cells = []
+        for how in HOW:
+            call, hand = measured.call(how), measured.call(how, by_hand=True)
+            cells.append(_cell(name, measured, how, call, "us", 1000))
+            cells.append(hand.text("us", 1000) if hand else "")
+            cells.append(f"{call.value / hand.value:.1f} x" if call and hand else "")
+        lines.append(f"| {_named(name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def records_table(found: dict[str, Measured], versions: dict[str, str]) -> str:
+    """Return what each has exported of one call, as it was seen in this run."""
+    lines = [
+        "| recorded of a call of 9 events | version | spans | token counts | metric points | content |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, measured in found.items():
+        if name == "none":
+            continue
+        recorded = measured.recorded()
+        if not recorded:
+            lines.append(f"| {_named(name)} | {versions[name]} | fails |  |  |  |")
+            continue
+        attributes, points = recorded["attributes"], recorded["points"]
+        of = " and ".join(map(str, attributes))
+        spans = f"{len(attributes)}, with {of} attributes" if attributes else "none"
+        told = f"{sum(points.values())} of {len(points)} instruments" if points else "none"
+        lines.append(
+            f"| {_named(name)} | {versions[name]} | {spans} | {'yes' if recorded['has_usage'] else 'no'} "
+            f"| {told} | {' and '.join(recorded['content']) or 'none'} |"
+        )
+    return "\n".join(lines)
+
+
+def _cell(name: str, measured: Measured, how: str, cost: Cost | None, unit: str, scale: float) -> str:
+    if cost is None:
         return "fails"
-    own = median(base for _, base in pairs)
-    if peer is none:
-        return f"{own / 1000:,.1f} us"
-    if not peer.spans:
+    if name != "none" and not measured.recorded(how).get("attributes"):
         return "sees nothing"
-    added = median(mine - base for mine, base in pairs)
-    return f"{added:+,.0f} ns" if per_event else f"{added / 1000:+,.0f} us"
+    return cost.text(unit, scale)
+
+
+def _named(name: str, *, bare: bool = False) -> str:
+    if name == "none":
+        return "none, twice: the error"
+    return DISTRIBUTIONS[name] if bare else f"`{DISTRIBUTIONS[name]}`"
+
+
+def _version(python: Path, distribution: str) -> str:
+    script = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
+    command = [str(python), "-c", script, distribution]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
 
 
 def _install(name: str, directory: Path, python: Path) -> None:

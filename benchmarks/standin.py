@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Iterator
 from types import ModuleType
 from typing import Any
 
+_COMPACT = "/responses/compact"
+
 
 class Headers(dict[str, str]):
     """The headers of an answer, of which the HTTP library has names and values as bytes, too."""
@@ -134,23 +136,44 @@ class Response:
         self.request = Request()
 
 
+class ReadResponse(Response):
+    """An HTTP response whose body has been read."""
+
+    is_stream_consumed = is_closed = True
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(None)
+        self.content = content
+
+
 class Options:
     """What the SDK calls the options of a request."""
 
-    method, url = "post", "/responses"
+    method = "post"
     params: dict[str, Any] = {}  # noqa: RUF012
     extra_json: dict[str, Any] | None = None
     content: bytes | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, url: str = "/responses") -> None:
+        self.url = url
         self.headers: dict[str, str] = {}
-        self.json_data: dict[str, Any] = {
-            "model": "gpt-5.4-mini",
-            "input": "hello",
-            "stream": True,
-            "max_output_tokens": 100,
-            "temperature": 0.5,
-        }
+        self.json_data: dict[str, Any] = {"model": "gpt-5.4-mini", "input": "hello"}
+        if url != _COMPACT:
+            self.json_data |= {"stream": True, "max_output_tokens": 100, "temperature": 0.5}
+
+
+class ResponsesConnection:
+    """A WebSocket connection of the SDK, as far as the instrumentation wraps it."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+
+class Responses:
+    """The methods that an application calls. Other instrumentations wrap them."""
+
+    def create(self) -> None:
+        """Do nothing."""
 
 
 class _Client:
@@ -170,13 +193,17 @@ class BaseClient:
     def _make_status_error_from_response(self, response: Response) -> Exception:
         raise NotImplementedError
 
+    def _calculate_retry_timeout(self, *given: Any) -> float:
+        raise NotImplementedError
+
 
 class PlainSyncAPIClient(_Client):
     """A sync client that the instrumentation leaves alone."""
 
     def request(self, cast_to: object, options: Any, **_: Any) -> Any:
         """Answer with the body that the client was made with."""
-        response = Response(body(self._pieces))
+        is_read = options.url == _COMPACT
+        response = ReadResponse(self._pieces[0]) if is_read else Response(body(self._pieces))
         return self._process_response(cast_to=cast_to, options=options, response=response, stream=True)
 
 
@@ -185,7 +212,8 @@ class PlainAsyncAPIClient(_Client):
 
     async def request(self, cast_to: object, options: Any, **_: Any) -> Any:
         """Answer with the body that the client was made with."""
-        response = Response(async_body(self._pieces))
+        is_read = options.url == _COMPACT
+        response = ReadResponse(self._pieces[0]) if is_read else Response(async_body(self._pieces))
         return self._process_response(cast_to=cast_to, options=options, response=response, stream=True)
 
 
@@ -197,16 +225,28 @@ class AsyncAPIClient(PlainAsyncAPIClient):
     """The async client, as far as the instrumentation wraps it."""
 
 
+_MODULES: dict[str, tuple[type, ...]] = {
+    "openai": (),
+    "openai._base_client": (BaseClient, SyncAPIClient, AsyncAPIClient),
+    "openai.resources": (),
+    "openai.resources.responses": (),
+    "openai.resources.responses.responses": (Responses, ResponsesConnection),
+}
+
+
 def install() -> None:
     """Take the SDK's place in this process; refused where the real one is in it already."""
     if "openai" in sys.modules:
         raise RuntimeError("the real SDK has been imported")
-    package, module = ModuleType("openai"), ModuleType("openai._base_client")
-    package.__path__ = []
-    for client in (BaseClient, SyncAPIClient, AsyncAPIClient):
-        setattr(module, client.__name__, client)
-    package._base_client = module  # type: ignore[attr-defined]  # noqa: SLF001
-    sys.modules.update({"openai": package, "openai._base_client": module})
+    for name, classes in _MODULES.items():
+        module = ModuleType(name)
+        module.__path__ = []
+        for each in classes:
+            setattr(module, each.__name__, each)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+        sys.modules[name] = module
 
 
 def drain(client: PlainSyncAPIClient) -> None:
@@ -215,6 +255,11 @@ def drain(client: PlainSyncAPIClient) -> None:
     for _ in response.stream:
         pass
     response.stream.close()
+
+
+def compact(client: PlainSyncAPIClient) -> None:
+    """Make a call that compacts a conversation. Its answer is not streamed."""
+    client.request(object, Options(_COMPACT))
 
 
 async def async_drain(client: PlainAsyncAPIClient) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,40 +23,51 @@ Json = dict[str, Any]
 _BUCKETS = [0.01 * 2**power for power in range(14)]  # as many as our histograms have
 
 
-class LastSpan(SpanExporter):
-    """Takes every span and keeps the last."""
+class _Exporter(SpanExporter):
+    """Counts spans, and keeps the last ones."""
 
     def __init__(self) -> None:
-        self.span: ReadableSpan | None = None
+        self.spans: deque[Any] = deque(maxlen=16)
         self.number = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Take the spans."""
-        self.span = spans[-1]
+        self.spans.extend(spans)
         self.number += len(spans)
         return SpanExportResult.SUCCESS
 
 
 class Told:
-    """A pair of SDK providers, and what was told to them last."""
+    """A pair of SDK providers, and what was told to them last.
+
+    Attributes:
+        reader: Reads the metrics.
+        tracer_provider: Takes the spans.
+        span_processor: Passes the spans on.
+
+    """
 
     def __init__(self) -> None:
-        self._exporter = LastSpan()
+        self._exporter = _Exporter()
         # What was taken since the last reading, and not since the beginning.
-        self._reader = InMemoryMetricReader(dict.fromkeys((Counter, Histogram), AggregationTemporality.DELTA))
+        self.reader = InMemoryMetricReader(dict.fromkeys((Counter, Histogram), AggregationTemporality.DELTA))
         self.tracer_provider = TracerProvider(shutdown_on_exit=False)
         self.span_processor = SimpleSpanProcessor(self._exporter)
         self.tracer_provider.add_span_processor(self.span_processor)
-        self.meter_provider = MeterProvider([self._reader], shutdown_on_exit=False)
+
+    @functools.cached_property
+    def meter_provider(self) -> MeterProvider:
+        """Takes the metrics. If it is made, the reader can have no other provider."""
+        return MeterProvider([self.reader], shutdown_on_exit=False)
 
     @property
     def providers(self) -> Json:
         """The providers, as `instrument()` takes them."""
         return {"tracer_provider": self.tracer_provider, "meter_provider": self.meter_provider}
 
-    def count(self, spans: int) -> None:
-        """Count spans that another SDK has ended."""
-        self._exporter.number += spans
+    def note(self, span: Any) -> None:
+        """Take a span that another SDK has ended."""
+        self._exporter.export([span])
 
     @property
     def ended(self) -> int:
@@ -64,15 +77,23 @@ class Told:
     @property
     def attributes(self) -> Json:
         """The attributes of the last span."""
-        span = self._exporter.span
-        return dict(span.attributes or {}) if span is not None else {}
+        return dict(self._exporter.spans[-1].attributes or {}) if self._exporter.spans else {}
+
+    def take_spans(self) -> list[tuple[Json, list[Json]]]:
+        """Return the attributes of the last spans, and those of their events, each span once."""
+        spans = [
+            (dict(span.attributes or {}), [dict(event.attributes or {}) for event in span.events])
+            for span in self._exporter.spans
+        ]
+        self._exporter.spans.clear()
+        return spans
 
     def points(self) -> list[tuple[str, Json, bool]]:
         """Every point since the last reading: its instrument, its series, and whether it is a histogram's.
 
         All points that a counter has taken of one series are one.
         """
-        data: Any = self._reader.get_metrics_data()
+        data: Any = self.reader.get_metrics_data()
         return [
             (metric.name, dict(point.attributes), hasattr(point, "bucket_counts"))
             for resource in (data.resource_metrics if data else ())
