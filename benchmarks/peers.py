@@ -35,7 +35,7 @@ HOW = ("sync", "async")
 
 @dataclass(frozen=True)
 class Cost:
-    """What is added, and half of the distance between the quartiles of the measurements."""
+    """What is added: the median of the pairs, and half of the distance between their quartiles."""
 
     value: float
     spread: float
@@ -46,10 +46,6 @@ class Cost:
         low, _, high = quantiles(values, n=4) if len(values) > 1 else (0.0, 0.0, 0.0)
         return cls(median(values), (high - low) / 2)
 
-    def minus(self, value: float) -> Cost:
-        """Return this without a part that is not to be counted."""
-        return Cost(self.value - value, self.spread)
-
     def text(self, unit: str, scale: float = 1.0) -> str:
         """Return what the table says."""
         return f"{self.value / scale:+,.0f} ± {self.spread / scale:,.0f} {unit}"
@@ -59,43 +55,45 @@ class Measured:
     """What one instrumentation costs and records, as `peer` prints it."""
 
     def __init__(self, found: dict[str, Any]) -> None:
-        self._found = found
+        self._pairs = found["pairs"]
+        self._events = found["events"]
+        self._more = found["events"] - found["short"]
 
     def recorded(self, how: str = "sync") -> dict[str, Any]:
         """Return what is recorded of a call. It is empty if the instrumentation fails."""
-        return dict(self._found[f"recorded, {how}"] or {})
+        return self._pairs[0][how]["recorded"] or {}
 
     def call(self, how: str, *, by_hand: bool = False) -> Cost | None:
         """Return the nanoseconds that are added to a call of nine events, or those of the same by hand."""
-        turns = self._found[f"call, {how}"]
-        which = 2 if by_hand else 1
-        if not turns or (by_hand and not self.recorded(how).get("by_hand")):
+        if by_hand and not self.recorded(how).get("by_hand"):
             return None
-        return Cost.of([(turn[which] - turn[0]) / self._found["calls_a_turn"] for turn in turns])
+        found = [_added(pair[how]["call"], 2 if by_hand else 1) for pair in self._pairs if pair[how]["call"]]
+        return Cost.of(found) if found else None
 
     def own_call(self, how: str) -> float:
         """Return the nanoseconds that the SDK itself takes for such a call."""
-        return float(median(turn[0] for turn in self._found[f"call, {how}"]) / self._found["calls_a_turn"])
+        return float(median(turn[0] for pair in self._pairs for turn in pair[how]["call"]))
 
     def event(self, division: str, how: str) -> Cost | None:
         """Return the nanoseconds that are added to an event.
 
         This is what is added to a long stream and not to a short one.
         """
-        streams = self._found["streams"][how][division]
-        call = self.call(how)
-        if not streams or call is None:
-            return None
-        more = self._found["events"] - self._found["short"]
-        in_all = Cost.of([sum(after - before for before, after in turns) / more for turns in streams])
-        # The sum of the medians of each turn: one turn that was disturbed does not count.
-        by_turn = [median(after - before for before, after in turn) for turn in zip(*streams, strict=True)]
-        return Cost((sum(by_turn) - call.value) / more, in_all.spread)
+        found = [
+            (sum(watched - plain for plain, watched in turns) - _added(pair[how]["call"], 1)) / self._more
+            for pair in self._pairs
+            if (turns := pair[how]["streams"][division]) and pair[how]["call"]
+        ]
+        return Cost.of(found) if found else None
 
     def own_event(self, division: str, how: str) -> float:
         """Return the nanoseconds that the SDK itself takes for an event."""
-        streams = self._found["streams"][how][division]
-        return float(median(sum(before for before, _ in turns) for turns in streams) / self._found["events"])
+        streams = [pair[how]["streams"][division] for pair in self._pairs]
+        return float(median(sum(plain for plain, _ in turns) for turns in streams) / self._events)
+
+
+def _added(turns: list[list[float]], which: int) -> float:
+    return median(turn[which] - turn[0] for turn in turns)
 
 
 def measure(name: str, python: str, *, quick: bool) -> Measured:

@@ -7,8 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -41,9 +41,9 @@ def instructions(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("measurement", "number"),
     [
-        ("event", 3),
+        ("event", 11),
         ("message", 4),
-        ("pipeline", 6),
+        ("pipeline", 12),
         ("call", 7),
         ("memory", 4),
         ("fallback", 5),
@@ -51,14 +51,12 @@ def instructions(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 def test_a_measurement_runs(measurement: str, number: int) -> None:
-    """Each measurement gives its rows, most with a goal, from a process of its own."""
+    """Each measurement gives its rows, with goals, from a process of its own."""
     done = run("benchmarks.one", measurement, "--quick")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert len(rows) == number
-    assert all(row["unit"] and row["what"] for row in rows)
-    without_goal = [row["what"] for row in rows if not row["goal"]]
-    assert all("in the real SDK" in what for what in without_goal)
+    assert all(row["unit"] and row["what"] and row["goal"] for row in rows)
 
 
 def test_a_row_without_a_goal_misses_none(instructions: Any) -> None:  # noqa: ARG001
@@ -86,59 +84,178 @@ def test_growth_is_measured_and_drawn(instructions: Any) -> None:  # noqa: ARG00
     assert len(growth._table("events of one stream", curves[1]).splitlines()) == 2 + len(curves[1])
 
 
+def test_each_division_has_the_same_bytes(instructions: Any) -> None:  # noqa: ARG001
+    """The pieces differ, the body does not. A delta is as long as one of the API with its padding."""
+    from benchmarks import pieces
+
+    events = pieces.padded(500)
+    deltas = [event for event in events if b'.delta"' in event]
+    assert len(deltas) == 500
+    assert all(230 <= len(delta) <= 260 for delta in deltas)
+    assert [b"".join(pieces.divided(name, 500)) for name in pieces.DIVISIONS] == [b"".join(events)] * 5
+    assert len({len(pieces.divided(name, 500)) for name in pieces.DIVISIONS}) == 5
+    assert max(map(len, pieces.compressed(events))) == pieces.SEGMENT
+
+
+def test_processes_take_turns(instructions: Any) -> None:  # noqa: ARG001
+    """Each turn has the processor time of each process, which works only in its turn."""
+    from benchmarks import lockstep
+
+    def worker(loops: int) -> Callable[[], lockstep.Worker]:
+        def work(task: int, pause: lockstep.Pause) -> int:
+            for _ in range(task):
+                sum(range(loops))
+                pause()
+            return loops
+
+        return lambda: work
+
+    allowed = os.sched_getaffinity(0)
+    try:
+        with lockstep.children(worker(10), worker(2_000_000)) as forked:
+            turns = lockstep.run(forked, [3, 3])
+            assert [child.result for child in forked] == [10, 2_000_000]
+            assert len(lockstep.run(forked, [2, 2])) == 2
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert len(turns) == 3
+    assert all(0 < few < many for few, many in turns)
+
+
+def test_a_process_that_fails_ends_the_turns(
+    instructions: Any,  # noqa: ARG001
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The result is empty, for later tasks too, and the traceback is shown."""
+    from benchmarks import lockstep
+
+    def failing(_: object, pause: lockstep.Pause) -> None:
+        pause()
+        raise ValueError("as it should")
+
+    def working(_: object, pause: lockstep.Pause) -> None:
+        pause()
+        pause()
+
+    allowed = os.sched_getaffinity(0)
+    try:
+        with lockstep.children(lambda: working, lambda: failing) as forked:
+            assert lockstep.run(forked, [1, 1]) == []
+            assert lockstep.run(forked[1:], [1]) == []
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert "ValueError: as it should" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
-    ("name", "begin", "hears"),
-    [("none", "sys.modules['otel_responses_usage'] = None", False), ("ours", "", True)],
+    ("name", "begin", "spans"),
+    [("none", "sys.modules['otel_responses_usage'] = None", 0), ("ours", "", 1)],
 )
 def test_a_peer_is_measured_in_its_own_environment(
     name: str,
     begin: str,
-    hears: bool,
+    spans: int,
     instructions: Any,  # noqa: ARG001
 ) -> None:
-    """The process of a peer needs nothing of ours, measures all columns when asked, and counts the spans."""
-    from benchmarks import peers
+    """The process of a peer needs nothing of ours, measures everything, and says what is recorded."""
+    from benchmarks import peers, pieces
 
     script = f"import runpy, sys\n{begin}\nrunpy.run_module('benchmarks.peer', run_name='__main__')"
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", script, name],
+        [sys.executable, "-c", script, name, "--quick"],
         cwd=ROOT,
         env=ENVIRONMENT,
-        input="\n\n",
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [sorted(answer["costs"]) for answer in answers] == [sorted(peers._MEASURES)] * 2
-    assert all(cost > 0 for answer in answers for cost in answer["costs"].values())
-    assert (answers[-1]["spans"] > answers[0]["spans"] > 0) is hears
+    measured = peers.Measured(json.loads(done.stdout))
+    for how in peers.HOW:
+        assert measured.own_call(how) > 0
+        assert measured.call(how) is not None
+        assert (measured.call(how, by_hand=True) is not None) is bool(spans)
+        assert all(measured.event(division, how) is not None for division in pieces.DIVISIONS)
+        assert all(measured.own_event(division, how) > 0 for division in pieces.DIVISIONS)
+        recorded = measured.recorded(how)
+        assert len(recorded["attributes"]) == spans
+        assert recorded["has_usage"] is bool(spans)
+        assert recorded["points"].get("gen_ai.client.token.usage", 0) == 2 * spans
+        assert recorded["content"] == []
 
 
-def test_the_table_of_peers_tells_what_each_adds(instructions: Any) -> None:  # noqa: ARG001
-    """The one without any is what others are compared with in the same round; one may fail or see nothing."""
+def _measured(added_ns: int, *, spans: int = 1, fails: bool = False) -> Any:
+    """What is printed of two pairs. All turns of the second pair are slower."""
+    from benchmarks import peers, pieces
+
+    def of(noise: int) -> dict[str, Any]:
+        turns = [[5_000 + 10 * noise, 5_000 + 10 * (noise + added_ns)]] * 10
+        call = [[1_000_000, 1_000_000 + 100_000 * spans, 1_050_000]] * 3
+        recorded = {
+            "attributes": [20] * spans,
+            "has_usage": bool(spans),
+            "points": {"tokens": 2, "duration": 1} if spans else {},
+            "content": ["input", "output"] if added_ns > 5_000 else [],
+            "by_hand": [{}] * spans,
+        }
+        return {
+            "recorded": None if fails else recorded,
+            "call": [] if fails else call,
+            "streams": dict.fromkeys(pieces.DIVISIONS, [] if fails else turns),
+        }
+
+    pairs = [dict.fromkeys(peers.HOW, of(noise)) for noise in (0, 3)]
+    return peers.Measured({"events": 109, "short": 9, "pairs": pairs})
+
+
+def test_the_tables_of_peers_tell_what_each_adds(instructions: Any) -> None:  # noqa: ARG001
+    """Each is compared with the SDK alone in its own pairs. One may fail, or see nothing."""
     from benchmarks import peers
 
-    def peer(name: str, spans: int, *rounds: int) -> Any:
-        costs = [dict.fromkeys(peers._MEASURES, 1000.0 * ns) if ns else {} for ns in rounds]
-        return SimpleNamespace(name=name, version="1.0", spans=spans, costs=costs)
-
-    table = peers._table(
-        [
-            peer("none", 0, 70, 80, 90),
-            peer("ours", 3, 73, 82, 92),
-            peer("genai", 0, 71, 81, 91),
-            peer("ddtrace", 3, 0, 0, 0),
-        ]
-    )
-    assert [line.split(" | ")[2:4] for line in table.splitlines()[2:]] == [
-        ["80.0 us", "80.0 us"],
-        ["+2,000 ns", "+2,000 ns"],
-        ["sees nothing", "sees nothing"],
-        ["fails", "fails"],
+    found = {
+        "none": _measured(0, spans=0),
+        "ours": _measured(2_000),
+        "logfire": _measured(9_000),
+        "genai": _measured(50, spans=0),
+        "ddtrace": _measured(0, fails=True),
+    }
+    cells = [line.split(" | ") for line in peers.events_table(found, "sync").splitlines()[3:]]
+    assert [line[1] for line in cells] == [
+        "+0 ± 0 ns",
+        "+1,000 ± 0 ns",  # the call of nine events is not part of an event
+        "+8,000 ± 0 ns",
+        "sees nothing",
+        "fails",
     ]
-    assert table.splitlines()[3].endswith("| +2 us | +2 us |")
+    calls = [line.split(" | ")[1:4] for line in peers.calls_table(found).splitlines()[4:]]
+    assert calls[0] == ["+100 ± 0 us", "+50 ± 0 us", "2.0 x"]
+    assert [line[0] for line in calls[2:]] == ["sees nothing", "fails"]
+    records = peers.records_table(found, dict.fromkeys(found, "1.0")).splitlines()[2:]
+    assert [line.split(" | ")[2:] for line in records] == [
+        ["1, with 20 attributes", "yes", "3 of 2 instruments", "none |"],
+        ["1, with 20 attributes", "yes", "3 of 2 instruments", "input and output |"],
+        ["none", "no", "none", "none |"],
+        ["fails", "", "", " |"],
+    ]
+
+
+def test_the_cost_of_an_event_is_drawn(instructions: Any) -> None:  # noqa: ARG001
+    """Each peer that sees the calls has a line in both panels, with a point for each division."""
+    from benchmarks import peers
+    from benchmarks.plot import picture
+
+    found = {
+        "none": _measured(0, spans=0),
+        "ours": _measured(2_000),
+        "genai": _measured(50, spans=0),
+        "logfire": _measured(90_000),
+    }
+    curves = peers.curves(found)
+    drawn = ET.fromstring(picture(curves))  # noqa: S314
+    assert [len(panel) for panel in curves.values()] == [2, 2]
+    assert len(drawn.findall("{*}polyline")) == 4
+    assert len(drawn.findall("{*}circle")) == 4 * 4
+    assert [text.text for text in drawn.findall("{*}text")][-2:] == ["otel-responses-usage", "logfire"]
 
 
 def test_what_is_counted_runs_without_valgrind() -> None:
