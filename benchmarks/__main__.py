@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 
-from . import growth, instructions, peers
+from . import growth, instructions, page, peers
 from .one import rows_of
-from .row import table
+from .row import Row, table
 
-MEASUREMENTS = ("event", "message", "pipeline", "call", "memory", "fallback", "startup")
+MEASUREMENTS = ("event", "pipeline", "message", "call", "memory", "fallback", "startup")
 
 
 def main() -> int:
@@ -19,22 +18,37 @@ def main() -> int:
     given = _arguments()
     if given.check or given.update:
         return _check(update=given.update)
-    _say(f"{platform.python_implementation()} {platform.python_version()}, {_load()}\n")
+    before = page.load()
+    _say(f"{page.conditions()}, {before}\n")
     if given.peers:
-        _say(peers.report(quick=given.quick))
+        name, text = "peers", peers.report(quick=given.quick)
+        _say(text)
     elif given.growth:
-        _say(growth.report(quick=given.quick))
+        name, text = "growth", growth.report(quick=given.quick)
+        _say(text)
     else:
-        for name in MEASUREMENTS:
-            sys.stderr.write(f"Measuring: {name} ...\n")
-            lines = table(rows_of(name, quick=given.quick)).splitlines()
-            _say("\n".join(lines if name == MEASUREMENTS[0] else lines[2:]))
+        name, text = "costs", _measured(quick=given.quick)
         try:
             _say("\n" + instructions.table(instructions.counts()))
         except instructions.ValgrindMissingError as reason:
             _say(f"\nInstructions are not counted: {reason}")
-    _say(f"\n{_load()}")
+    _say(f"\n{page.load()}")
+    if given.write:
+        page.write(name, f"{text}\n\n{page.conditions()}; {before} before and {page.load()} after.")
     return 0
+
+
+def _measured(*, quick: bool) -> str:
+    """Measure everything, print the table line by line, and return it."""
+    rows: list[Row] = []
+    said = 0
+    for name in MEASUREMENTS:
+        sys.stderr.write(f"Measuring: {name} ...\n")
+        rows += rows_of(name, quick=quick)
+        lines = table(rows).splitlines()
+        _say("\n".join(lines[said:]))
+        said = len(lines)
+    return table(rows)
 
 
 def _check(*, update: bool) -> int:
@@ -62,7 +76,7 @@ def _check(*, update: bool) -> int:
 
 
 def _in_ci() -> int:
-    """Return the exit status where a baseline holds nothing: it is for people to shrug at, and not for CI."""
+    """Return the exit status where a baseline holds nothing: an error in CI only."""
     return 1 if os.environ.get("CI") == "true" else 0
 
 
@@ -83,11 +97,11 @@ def _arguments() -> argparse.Namespace:
         "--peers", action="store_true", help="compare with other instrumentations, from the index"
     )
     parser.add_argument("--growth", action="store_true", help="from 1 to 10,000 streams and 100,000 events")
-    return parser.parse_args()
-
-
-def _load() -> str:
-    return "load average " + " ".join(f"{load:.1f}" for load in os.getloadavg())
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/performance.md, too")
+    given = parser.parse_args()
+    if given.write and (given.quick or given.check or given.update):
+        parser.error("--write is for tables that were measured in full")
+    return given
 
 
 def _say(text: str) -> None:

@@ -60,21 +60,18 @@ def rows(*, quick: bool) -> list[Row]:
             _added((hanging.cut, settling.cut), (before.cut, after.cut)),
             0.5,
             "ms",
-            "0 ms",
         ),
         Row(
             f"added to close() {what}",
             _added((hanging.close, settling.close), (before.close, after.close)),
             0.5,
             "ms",
-            "0 ms",
         ),
         Row(
             f"added event-loop lag while {left:,} look-ups settle, p99",
             _added((lag,), (idle_before, idle_after)),
             0.5,
             "ms",
-            "0 ms",
         ),
         Row(
             f"{left:,} cut streams settle, in multiples of {ideal_s:.2f} s "
@@ -82,7 +79,6 @@ def rows(*, quick: bool) -> list[Row]:
             settled_s / ideal_s,
             1.2,
             "x",
-            "1 x",
         ),
         Row("processor time of one look-up", _processor_time_ms(50 if quick else 800), 0.6, "ms"),
     ]

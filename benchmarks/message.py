@@ -10,6 +10,7 @@ from typing import Any
 from openai.resources.responses.responses import AsyncResponsesConnection, ResponsesConnection
 
 from .clock import added, paired
+from .event import GOALS_NS
 from .instrumented import instrumented
 from .pieces import answer
 from .row import Row
@@ -24,10 +25,9 @@ def rows(*, quick: bool) -> list[Row]:
         one = _added(None, count, rounds)
         lane = _added("lane", count // 4, rounds)
     return [
-        Row("added per message of a WebSocket, sync", one["sync"], 400, "ns"),
-        Row("added per message of a WebSocket, async", one["async"], 600, "ns"),
-        Row("added per message of a lane with a name, sync", lane["sync"], 400, "ns"),
-        Row("added per message of a lane with a name, async", lane["async"], 600, "ns"),
+        Row(f"added per message of {what}", found[how], goal_ns, "ns", how=how)
+        for what, found in (("a WebSocket", one), ("a named lane of a WebSocket", lane))
+        for how, goal_ns in GOALS_NS.items()
     ]
 
 

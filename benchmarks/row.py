@@ -1,4 +1,4 @@
-"""One line of the table: what is measured, what is aimed at, and what came of it."""
+"""One line of the table: what is measured, its goal, and the result."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """A result beside its goal, if it has one; the smaller the better.
+    """A result and its goal. A smaller result is better.
 
-    `floor` is what no implementation can beat.
+    Attributes:
+        what: What is measured.
+        result: The result.
+        goal: The largest result that meets the goal; `None` if there is no goal.
+        unit: The unit of both.
+        beside: A number to compare the result with, and what it is.
+        how: `sync` or `async`. The table has both in one line.
+
     """
 
     what: str
     result: float
     goal: float | None
     unit: str
-    floor: str = ""
+    beside: str = ""
+    how: str = ""
 
     @property
     def passes(self) -> bool:
@@ -31,14 +39,25 @@ class Row:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Return the rows as a Markdown table."""
-    lines = ["| what | goal | floor | result | |", "| --- | ---: | ---: | ---: | --- |"]
-    lines += [
-        f"| {row.what} | {'' if row.goal is None else f'{_number(row.goal)} {row.unit}'} | {row.floor} "
-        f"| {_number(row.result)} {row.unit} | {row.verdict} |"
-        for row in rows
-    ]
+    """Return the rows as a Markdown table, with a line for each thing that is measured."""
+    by_what: dict[str, list[Row]] = {}
+    for row in rows:
+        by_what.setdefault(row.what, []).append(row)
+    lines = ["| what, sync / async | goal | result | | to compare |", "| --- | ---: | ---: | --- | ---: |"]
+    for what, same in by_what.items():
+        goals = _joined([_number(row.goal) for row in same if row.goal is not None], same[0].unit)
+        results = _joined([_number(row.result) for row in same], same[0].unit)
+        verdicts = " / ".join(dict.fromkeys(row.verdict for row in same))
+        lines.append(
+            f"| {what} | {goals} | {results} | {verdicts} | {_joined([row.beside for row in same])} |"
+        )
     return "\n".join(lines)
+
+
+def _joined(values: list[str], unit: str = "") -> str:
+    """Return the values of a line; one if all are the same."""
+    different = list(dict.fromkeys(values)) if len(set(values)) == 1 else values
+    return f"{' / '.join(different)} {unit}".strip() if any(different) else ""
 
 
 def _number(value: float) -> str:

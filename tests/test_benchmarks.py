@@ -59,13 +59,23 @@ def test_a_measurement_runs(measurement: str, number: int) -> None:
     assert all(row["unit"] and row["what"] and row["goal"] for row in rows)
 
 
-def test_a_row_without_a_goal_misses_none(instructions: Any) -> None:  # noqa: ARG001
-    """Where nothing is aimed at the table says nothing of a goal."""
+def test_the_table_has_sync_and_async_in_one_line(instructions: Any) -> None:  # noqa: ARG001
+    """A row without a goal misses none."""
     from benchmarks.row import Row, table
 
-    row = Row("added", 1e9, None, "us")
-    assert row.passes
-    assert table([row]).splitlines()[-1] == "| added |  |  | 1,000,000,000 us |  |"
+    rows = [
+        Row("added", 1e9, None, "us"),
+        Row("event", 250, 400, "ns", "floor 90 ns", "sync"),
+        Row("event", 601, 600, "ns", "floor 95 ns", "async"),
+        Row("call", 1.7, 2, "x", "by hand", "sync"),
+        Row("call", 1.75, 2, "x", "by hand", "async"),
+    ]
+    assert rows[0].passes
+    assert table(rows).splitlines()[2:] == [
+        "| added |  | 1,000,000,000 us |  |  |",
+        "| event | 400 / 600 ns | 250 / 601 ns | meets it / **misses it** | floor 90 ns / floor 95 ns |",
+        "| call | 2 x | 1.7 / 1.75 x | meets it | by hand |",
+    ]
 
 
 def test_growth_is_measured_and_drawn(instructions: Any) -> None:  # noqa: ARG001
