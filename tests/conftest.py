@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,10 @@ from embedded.http_server import ScriptedServer, SeenRequest
 from embedded.responses_api import ResponsesAPI
 from observed import Observed
 from otel_responses_usage import Config, ResponsesUsageInstrumentor
+
+# A shell that runs the tests in the background ignores Ctrl-C, and the processes that they start would, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Instrument = Callable[..., Observed]
 Serve = Callable[..., ScriptedServer]
