@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,11 +67,18 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture(scope="module")
 def quick_collections() -> Iterator[None]:
-    """What was there before the first test of a module is not searched at every collection."""
+    """What was there before the first test of a module is not searched at every collection.
+
+    What its tests have dropped half-used is closed at the end, and not during a test of another module. What
+    the interpreter says of that is not about us.
+    """
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    gc.collect()
+    sys.unraisablehook = hook
 
 
 @pytest.fixture
