@@ -386,6 +386,33 @@ def test_lanes_that_interleave_are_told_apart(observed: Observed, play: Play, ru
     assert_unharmed(observed)
 
 
+@both
+def test_a_lane_alone_beside_others_that_are_not_recorded(
+    observed: Observed, play: Play, runtime: Runtime
+) -> None:
+    """Events of a suppressed call, in the default lane or in another, do not count for one that is told."""
+    api = play(Turn(answer(1), pace=0.002))
+
+    async def main() -> None:
+        async with (
+            entered(client_of(runtime, api)) as client,
+            entered(client.responses.connect()) as connection,
+        ):
+            await send(connection, stream_id="a", model="told")
+            with suppress_instrumentation():
+                for more in ({}, {"stream_id": "ba"}):
+                    await send(connection, model="suppressed", **more)
+            for _ in range(3):
+                await until_end(connection)
+
+    runtime.drive(main)
+    span = observed.span()
+    assert told(span) == {"outcome": "completed", "source": "stream", "lane": "a"}
+    assert (span.attributes or {})["openai_responses.stream.events"] == 20
+    assert (span.attributes or {})["openai_responses.stream.deltas"] == 12
+    assert_exact(span, api)
+
+
 @pytest.mark.skipif("session" not in TURNS, reason="not in this release of the SDK")
 @both
 def test_a_session_with_lanes(observed: Observed, play: Play, runtime: Runtime) -> None:
