@@ -6,7 +6,7 @@ import contextlib
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from opentelemetry.context import Context, get_current
@@ -23,7 +23,8 @@ _CREATED: Final = "response.created"
 _STARTS: Final = frozenset({_CREATED, "response.in_progress", "response.queued"})
 _ERROR: Final = "error"
 _FAILED: Final = "response.failed"
-_ENDS: Final = frozenset({"response.completed", "response.incomplete", _FAILED, _ERROR})
+_RESPONSE_ENDS: Final = frozenset({"response.completed", "response.incomplete", _FAILED})
+_ENDS: Final = _RESPONSE_ENDS | {_ERROR}
 # What becomes of input that was sent to a running response. It is no part of an answer.
 _OF_INPUT: Final = ("response.steer.", "response.inject.")
 _LANE_KEY: Final = b'"stream_id"'
@@ -128,9 +129,11 @@ class _Lane:
         self.current, self.current_id = call, response_id
 
     def end(self) -> None:
-        if self.current is not None:
-            self.last, self.last_id = self.current.ended, self.current_id
+        # Another thread may end the calls at the same time, by a close.
+        current, current_id = self.current, self.current_id
         self.current = self.current_id = None
+        if current is not None:
+            self.last, self.last_id = current.ended, current_id
 
 
 class Lanes:
@@ -146,7 +149,9 @@ class Lanes:
     """
 
     def __init__(
-        self, open_call: OpenCall, describe: Callable[[Mapping[str, Any]], ResponsesRequest]
+        self,
+        open_call: OpenCall,
+        describe: Callable[[Mapping[str, Any]], ResponsesRequest],
     ) -> None:
         """Begin without calls.
 
@@ -237,6 +242,37 @@ class Lanes:
     def stop_reading_fast(self) -> None:
         """Have the next message passed to `on_message`."""
         self.read_fast = read_nothing
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a call has not ended."""
+        return not all(lane.is_idle for lane in (self._default, *self._named.values()))
+
+    @_fault.catch_and_report("looking at what had arrived")
+    def on_unread(self, messages: Sequence[bytes]) -> None:
+        """Read messages that had arrived when the application closed the connection, if they end a response.
+
+        The others do not count, since the application never received them.
+        """
+        names = [_lane_name(message)[0] for message in messages]
+        last = {
+            name: number
+            for number, (name, message) in enumerate(zip(names, messages, strict=True))
+            if type_of(message) in _RESPONSE_ENDS
+        }
+        if not last:
+            return
+        for call in self._open_calls():
+            if call.invocation is not None:
+                call.invocation.on_leave()
+        for number, (name, message) in enumerate(zip(names, messages, strict=True)):
+            if number <= last.get(name, -1):
+                self.on_message(message)
+
+    def _open_calls(self) -> list[_Call]:
+        lanes = (self._default, *self._named.values())
+        current = [lane.current for lane in lanes]
+        return [*filter(None, current), *(call for lane in lanes for call in list(lane.waiting))]
 
     def end_all(self, end: Callable[[Invocation], object]) -> None:
         """End all calls, since no message arrives any more."""

@@ -28,6 +28,7 @@ from .._lookup.imports import late_import
 from ._describe import is_azure
 from ._opening import CallOpener
 from ._scope import NO_SCOPE
+from ._unread_messages import unread_messages
 
 if TYPE_CHECKING:
     from ._target import Target
@@ -366,6 +367,8 @@ class _ConnectionTap:
         """Note that the application closes the connection."""
         is_cancelled = self._is_cancelled
 
+        self._read_unread()
+
         def end(call: Invocation) -> None:
             call.on_leave()
             if is_cancelled:
@@ -374,6 +377,12 @@ class _ConnectionTap:
                 call.on_close(None)
 
         self._lanes.end_all(end)
+
+    @_fault.catch_and_report("looking at what had arrived")
+    def _read_unread(self) -> None:
+        # As for an answer over HTTP: what has arrived counts if it ends a response.
+        if self._lanes.is_in_use:
+            self._lanes.on_unread(unread_messages(self._socket_ref()))
 
 
 class _TargetFactory:
