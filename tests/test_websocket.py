@@ -1254,6 +1254,44 @@ def test_an_error_and_a_failed_response_are_one_answer(
     assert_exact(of_model(spans, "good"), api)
 
 
+@both
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_an_error_that_does_not_end_the_response(
+    observed: Observed, play: Play, runtime: Runtime, is_stored: bool
+) -> None:
+    """A server may answer another message of the application by an error, and go on with the response.
+
+    The error ends the call. The usage in the terminal event is used all the same, once.
+    """
+    gate = threading.Event()
+    api = play(
+        Turn(
+            answer(),
+            extra={7: (error("Unknown type.", "invalid_value"),)},
+            cut_after=9,
+            end=Wait(gate),
+            fate="stuck",
+        )
+    )
+
+    async def main() -> None:
+        async with (
+            entered(client_of(runtime, api)) as client,
+            entered(client.responses.connect()) as connection,
+        ):
+            await send(connection, store=is_stored)
+            assert kind((await until_end(connection))[-1]) == "error"
+            gate.set()
+            assert kind((await until_end(connection))[-1]) == "response.completed"
+
+    runtime.drive(main)
+    usage = {"source": "observation"} if is_stored else {"missing": "not_stored"}
+    assert told(observed.span()) == {"outcome": "error", "error": "invalid_value", **usage}
+    assert_counted_once(observed, *(response["usage"] for response in api.stored.values()))
+    assert len(observed.points("openai_responses.late_usage")) == (not is_stored)
+    assert_unharmed(observed)
+
+
 UNASKED: tuple[str | bytes, ...] = (
     '{"type":"keepalive"}',
     '{"type":"codex.rate_limits","plan":{"x":1}}',

@@ -152,14 +152,18 @@ class Lanes:
         self,
         open_call: OpenCall,
         describe: Callable[[Mapping[str, Any]], ResponsesRequest],
+        observe: Callable[[bytes], object],
     ) -> None:
         """Begin without calls.
 
         Args:
             open_call: Opens a call. It returns `None` if the call is not recorded.
             describe: Returns the parameters of a call from its message.
+            observe: Receives each terminal event that belongs to no open call. Its call may have ended
+                earlier, by an `error` event or a close, and may lack its usage.
 
         """
+        self._observe = observe
         self._open_call = open_call
         self._describe = describe
         self._default = _Lane()
@@ -309,6 +313,7 @@ class Lanes:
                 lane.begin(lane.waiting.popleft(), None)  # it was refused
         elif event_type in _ENDS:
             if self._is_of_last(lane, message, event_type):
+                self._observe(message)
                 return
         elif lane.current is None and lane.last_id is None:
             lane.last = None  # what follows has nothing to do with a call that was refused
