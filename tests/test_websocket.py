@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from observed import Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import ResponsesUsageInstrumentor
 from otel_responses_usage._lookup import lookups as _lookup
 from otel_responses_usage._lookup.retrieval import RetrievalPolicy
+from otel_responses_usage._surfaces._unread_messages import unread_messages
 from sockets import (
     BOTH,
     CREATE,
@@ -384,6 +386,33 @@ def test_lanes_that_interleave_are_told_apart(observed: Observed, play: Play, ru
         assert attributes["openai_responses.stream.deltas"] == 12
     assert len({span.name for span in spans}) == 40
     assert_unharmed(observed)
+
+
+@both
+def test_a_lane_alone_beside_others_that_are_not_recorded(
+    observed: Observed, play: Play, runtime: Runtime
+) -> None:
+    """Events of a suppressed call, in the default lane or in another, do not count for one that is told."""
+    api = play(Turn(answer(1), pace=0.002))
+
+    async def main() -> None:
+        async with (
+            entered(client_of(runtime, api)) as client,
+            entered(client.responses.connect()) as connection,
+        ):
+            await send(connection, stream_id="a", model="told")
+            with suppress_instrumentation():
+                for more in ({}, {"stream_id": "ba"}):
+                    await send(connection, model="suppressed", **more)
+            for _ in range(3):
+                await until_end(connection)
+
+    runtime.drive(main)
+    span = observed.span()
+    assert told(span) == {"outcome": "completed", "source": "stream", "lane": "a"}
+    assert (span.attributes or {})["openai_responses.stream.events"] == 20
+    assert (span.attributes or {})["openai_responses.stream.deltas"] == 12
+    assert_exact(span, api)
 
 
 @pytest.mark.skipif("session" not in TURNS, reason="not in this release of the SDK")
@@ -832,6 +861,110 @@ def test_every_ending(
     assert_unharmed(observed)
 
 
+# All events but the last four. The library reads from the network again when no more than four are unread.
+MOST_EVENTS = 16
+
+
+async def has_all_arrived(connection: Any) -> None:
+    """Wait until the library has the last message of a response in its buffer."""
+    for _ in range(500):
+        unread = unread_messages(connection._connection)
+        if unread and b"response.completed" in unread[-1]:
+            return
+        await asyncio.sleep(0.01) if hasattr(connection, "__aiter__") else time.sleep(0.01)
+    pytest.fail("the response has not arrived")
+
+
+async def close_unread(connection: Any) -> None:
+    await has_all_arrived(connection)
+    await settle(connection.close())
+
+
+async def stumble_unread(connection: Any) -> None:
+    await has_all_arrived(connection)
+    raise ZeroDivisionError
+
+
+async def close_after_the_server(connection: Any) -> None:
+    await has_all_arrived(connection)
+    unread = len(unread_messages(connection._connection))
+    first = connection._connection
+    for _ in range(500):
+        if first.state.name == "CLOSED":
+            break
+        await asyncio.sleep(0.01) if hasattr(connection, "__aiter__") else time.sleep(0.01)
+    assert len(unread_messages(first)) == unread
+    await settle(connection.close())
+
+
+@both
+@pytest.mark.parametrize("lane", [None, "lane"])
+@pytest.mark.parametrize("act", [close_unread, stumble_unread, close_after_the_server])
+def test_what_had_arrived_at_the_close_is_read(
+    observed: Observed,
+    play: Play,
+    runtime: Runtime,
+    lane: str | None,
+    act: Callable[[Any], Awaitable[object]],
+) -> None:
+    """A terminal event that the application does not receive any more tells the usage: nothing is stored."""
+    ends = act is close_after_the_server
+    api = play()
+    named = {"stream_id": lane} if lane else {}
+
+    async def main() -> None:
+        async with (
+            entered(client_of(runtime, api)) as client,
+            entered(client.responses.connect()) as connection,
+        ):
+            await send(connection, store=False, **named)
+            await receive(connection, MOST_EVENTS)
+            if ends:
+                await has_all_arrived(connection)
+                first_connection(api).end_now(Close(1000))
+            await act(connection)
+
+    with pytest.raises(ZeroDivisionError) if act is stumble_unread else contextlib.nullcontext():
+        runtime.drive(main)
+    span = observed.span()
+    lanes = {"lane": lane} if lane else {}
+    assert told(span) == {"outcome": "completed", "source": "stream", **lanes}
+    assert (span.attributes or {})["openai_responses.stream.events"] == 20
+    assert_exact(span, api)
+    assert_counted_once(observed, *(response["usage"] for response in api.stored.values()))
+    assert_unharmed(observed)
+
+
+@both
+def test_what_had_arrived_does_not_count_without_an_end(
+    observed: Observed, play: Play, runtime: Runtime
+) -> None:
+    """Of two lanes, one has its end among the unread messages. The events of the other are not counted."""
+    api = play()
+    api._turn = by_model(whole=Turn(answer(1)), part=Turn(answer(2), cut_after=5, end=Hold()))
+
+    async def main() -> None:
+        async with (
+            entered(client_of(runtime, api)) as client,
+            entered(client.responses.connect()) as connection,
+        ):
+            await send(connection, model="part", stream_id="a")
+            await receive(connection, 2)
+            await send(connection, model="whole", stream_id="b", store=False)
+            received = 0
+            while received < MOST_EVENTS:
+                received += (await settle(connection.recv())).stream_id == "b"
+            await close_unread(connection)
+
+    runtime.drive(main)
+    spans = observed.spans(2)
+    whole, part = of_model(spans, "whole"), of_model(spans, "part")
+    assert told(whole) == {"outcome": "completed", "source": "stream", "lane": "b"}
+    assert told(part) == {"outcome": "closed", "source": "retrieval", "lane": "a"}
+    for span in spans:
+        assert_exact(span, api)
+
+
 def test_polling_with_a_timeout_ends_no_call(observed: Observed, play: Play) -> None:
     """`wait_for(connection.recv())` may time out again and again: the call goes on."""
     gate = threading.Event()
@@ -1119,6 +1252,44 @@ def test_an_error_and_a_failed_response_are_one_answer(
     assert told(of_model(spans, "bad"))["outcome"] == "error"
     assert told(of_model(spans, "good"))["outcome"] == "completed"
     assert_exact(of_model(spans, "good"), api)
+
+
+@both
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_an_error_that_does_not_end_the_response(
+    observed: Observed, play: Play, runtime: Runtime, is_stored: bool
+) -> None:
+    """A server may answer another message of the application by an error, and go on with the response.
+
+    The error ends the call. The usage in the terminal event is used all the same, once.
+    """
+    gate = threading.Event()
+    api = play(
+        Turn(
+            answer(),
+            extra={7: (error("Unknown type.", "invalid_value"),)},
+            cut_after=9,
+            end=Wait(gate),
+            fate="stuck",
+        )
+    )
+
+    async def main() -> None:
+        async with (
+            entered(client_of(runtime, api)) as client,
+            entered(client.responses.connect()) as connection,
+        ):
+            await send(connection, store=is_stored)
+            assert kind((await until_end(connection))[-1]) == "error"
+            gate.set()
+            assert kind((await until_end(connection))[-1]) == "response.completed"
+
+    runtime.drive(main)
+    usage = {"source": "observation"} if is_stored else {"missing": "not_stored"}
+    assert told(observed.span()) == {"outcome": "error", "error": "invalid_value", **usage}
+    assert_counted_once(observed, *(response["usage"] for response in api.stored.values()))
+    assert len(observed.points("openai_responses.late_usage")) == (not is_stored)
+    assert_unharmed(observed)
 
 
 UNASKED: tuple[str | bytes, ...] = (

@@ -10,6 +10,7 @@ import logging
 import secrets
 import sys
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from embedded.http_server import Cut, Wait
 from observed import Observed, eventually
 from otel_responses_usage import ResponsesUsageInstrumentor
 from otel_responses_usage._call.lanes import Lanes
+from otel_responses_usage._surfaces._unread_messages import unread_messages
 from sockets import (
     CREATE,
     HAS_WEBSOCKET,
@@ -59,8 +61,12 @@ def served(turn: Callable[[Json], Any]) -> Iterator[Any]:
         yield api
 
 
+async def receive_bytes(connection: Any, messages: int) -> list[Any]:
+    return [await settle(connection.recv_bytes()) for _ in range(messages)]
+
+
 async def whole(connection: Any) -> list[Any]:
-    return [await settle(connection.recv_bytes()) for _ in range(20)]
+    return await receive_bytes(connection, 20)
 
 
 async def two_turns(connection: Any) -> list[Any]:
@@ -80,6 +86,24 @@ async def after_close(connection: Any) -> list[Any]:
     await whole(connection)
     await settle(connection.close(code=1000, reason="enough"))
     return await receive(connection, 1)
+
+
+async def unread_after_close(connection: Any) -> list[Any]:
+    """Receives after its own close what had arrived before."""
+    results = await receive_bytes(connection, 16)  # with more than four unread, the library does not go on
+    for _ in range(500):
+        unread = unread_messages(connection._connection)
+        if unread and b"response.completed" in unread[-1]:
+            break
+        await asyncio.sleep(0.01) if hasattr(connection, "__aiter__") else time.sleep(0.01)
+    await settle(connection.close())
+    for _ in range(9):
+        try:
+            results.append(await settle(connection.recv_bytes()))
+        except Exception as raised:  # noqa: PERF203  # it ends the loop
+            results.append(f"{type(raised).__name__}: {raised}")
+            break
+    return results
 
 
 async def sent_after_close(connection: Any) -> list[Any]:
@@ -109,7 +133,7 @@ async def handled(connection: Any) -> list[Any]:
 ACTS = {
     act.__name__: act for act in (whole, two_turns, to_the_end, one_by_one, after_close, sent_after_close)
 }
-ACTS |= {"wrong_types": wrong_types}
+ACTS |= {"wrong_types": wrong_types, "unread_after_close": unread_after_close}
 ACTS |= {"handled": handled} if "handlers" in TURNS else {}
 WAYS_TO_END = {
     "held": dict,
@@ -342,6 +366,30 @@ def test_a_fault_of_ours_is_contained(
 
                 runtime.drive(main)
     assert sum(point.value for point in observed.points("openai_responses.faults")) >= len(targets)
+
+
+@both
+def test_a_buffer_that_cannot_be_read_changes_nothing(
+    observed: Observed, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The close ends its calls all the same."""
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("otel_responses_usage._surfaces._websocket.unread_messages", broken)
+
+    async def main() -> None:
+        async with (
+            entered(client_of(runtime, api)) as client,
+            entered(client.responses.connect()) as connection,
+        ):
+            await send(connection)
+            await receive(connection, 6)
+
+    with served(lambda _: Turn(ANSWER)) as api:
+        runtime.drive(main)
+        assert told(observed.span()) == {"outcome": "closed", "source": "retrieval"}
 
 
 def test_a_cancelled_send_is_not_lost(observed: Observed) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Callable
 from typing import Final
 
 from .lines import EventSink
@@ -17,18 +18,37 @@ _NO_PREFIX: Final[tuple[slice, bytes | None]] = (slice(0), None)
 class MessageReader:
     """Reads messages, and keeps none of them."""
 
-    __slots__ = ("_repeated", "_sink", "done")
+    __slots__ = ("_end", "_repeated", "_sink", "done")
 
     def __init__(self, sink: EventSink) -> None:
         self._sink = sink
         self.done = False  # a message has no end marker
         self._repeated = _NO_PREFIX  # how a message of the same type as the last one begins
+        self._end = _NO_PREFIX  # see `feed_repeat_of`
 
     def feed_repeat(self, piece: bytes) -> bool:
         """Read a message of the same type as the last one. Return false for other messages."""
         # This is the only code that runs for most messages.
         where, prefix = self._repeated
         if piece[where] != prefix:
+            return False
+        sink = self._sink
+        sink.repeats = repeats = sink.repeats + 1
+        if repeats >= sink.notify_at:
+            sink.on_repeats()
+        return True
+
+    def feed_repeat_of(self, end: bytes) -> Callable[[bytes], bool]:
+        """Return a `feed_repeat` that reads only messages with this end, and returns false for others."""
+        self._end = slice(-len(end), None), end
+        return self._feed_repeat_with_end
+
+    def _feed_repeat_with_end(self, piece: bytes) -> bool:
+        # Repeats the code of `feed_repeat`: a call of it would cost a third of what a message costs.
+        # Two slices are compared, since that takes half the time of `startswith` and `endswith`.
+        where, prefix = self._repeated
+        at_end, end = self._end
+        if piece[where] != prefix or piece[at_end] != end:
             return False
         sink = self._sink
         sink.repeats = repeats = sink.repeats + 1

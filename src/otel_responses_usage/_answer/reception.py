@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from .. import _fault
 from .._facts.outcome import Ending, Outcome
 from .body import BodyReader, DocumentReader, body_reader, without_blank_start
+from .message import MessageReader
 from .state import AnswerState
 
 
@@ -56,6 +57,13 @@ class Reception:
     def is_done(self) -> bool:
         """Whether the end marker of the answer has been read."""
         return self._reader is not None and self._reader.done
+
+    def read_fast_of(self, end: bytes) -> Callable[[bytes], bool]:
+        """Return a `read_fast` for an answer in whole messages. It reads only messages with this end."""
+        reader = self._reader
+        if not self._is_reading or not isinstance(reader, MessageReader):
+            return read_nothing
+        return reader.feed_repeat_of(end)
 
     def read(self, piece: bytes) -> int:
         """Read the next piece.

@@ -117,6 +117,10 @@ class Invocation:
         """A fast path that can read most pieces of the answer: see `Reception.read_fast`."""
         return self._reception.read_fast
 
+    def read_fast_of(self, end: bytes) -> Callable[[bytes], bool]:
+        """Return a fast path that reads only messages of a WebSocket with this end."""
+        return self._reception.read_fast_of(end)
+
     def on_headers(self, headers: AnswerHeaders) -> None:
         """Note the headers of an answer, also of one that the SDK does not accept."""
         self._request_id = headers.request_id

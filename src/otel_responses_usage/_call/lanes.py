@@ -6,7 +6,7 @@ import contextlib
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from opentelemetry.context import Context, get_current
@@ -23,7 +23,8 @@ _CREATED: Final = "response.created"
 _STARTS: Final = frozenset({_CREATED, "response.in_progress", "response.queued"})
 _ERROR: Final = "error"
 _FAILED: Final = "response.failed"
-_ENDS: Final = frozenset({"response.completed", "response.incomplete", _FAILED, _ERROR})
+_RESPONSE_ENDS: Final = frozenset({"response.completed", "response.incomplete", _FAILED})
+_ENDS: Final = _RESPONSE_ENDS | {_ERROR}
 # What becomes of input that was sent to a running response. It is no part of an answer.
 _OF_INPUT: Final = ("response.steer.", "response.inject.")
 _LANE_KEY: Final = b'"stream_id"'
@@ -128,9 +129,11 @@ class _Lane:
         self.current, self.current_id = call, response_id
 
     def end(self) -> None:
-        if self.current is not None:
-            self.last, self.last_id = self.current.ended, self.current_id
+        # Another thread may end the calls at the same time, by a close.
+        current, current_id = self.current, self.current_id
         self.current = self.current_id = None
+        if current is not None:
+            self.last, self.last_id = current.ended, current_id
 
 
 class Lanes:
@@ -146,15 +149,21 @@ class Lanes:
     """
 
     def __init__(
-        self, open_call: OpenCall, describe: Callable[[Mapping[str, Any]], ResponsesRequest]
+        self,
+        open_call: OpenCall,
+        describe: Callable[[Mapping[str, Any]], ResponsesRequest],
+        observe: Callable[[bytes], object],
     ) -> None:
         """Begin without calls.
 
         Args:
             open_call: Opens a call. It returns `None` if the call is not recorded.
             describe: Returns the parameters of a call from its message.
+            observe: Receives each terminal event that belongs to no open call. Its call may have ended
+                earlier, by an `error` event or a close, and may lack its usage.
 
         """
+        self._observe = observe
         self._open_call = open_call
         self._describe = describe
         self._default = _Lane()
@@ -220,6 +229,10 @@ class Lanes:
         lane.message_end = end
         if invocation is not None and end:
             self._readers[end] = read_fast
+            if name is not None and len(self._readers) == 1:
+                # Only this lane has a response now. To find the lane of a message would double its cost.
+                self.read_fast = invocation.read_fast_of(end)
+                return
         self.read_fast = self._read_in_lanes
 
     def _read_in_lanes(self, message: bytes) -> bool:
@@ -233,6 +246,37 @@ class Lanes:
     def stop_reading_fast(self) -> None:
         """Have the next message passed to `on_message`."""
         self.read_fast = read_nothing
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a call has not ended."""
+        return not all(lane.is_idle for lane in (self._default, *self._named.values()))
+
+    @_fault.catch_and_report("looking at what had arrived")
+    def on_unread(self, messages: Sequence[bytes]) -> None:
+        """Read messages that had arrived when the application closed the connection, if they end a response.
+
+        The others do not count, since the application never received them.
+        """
+        names = [_lane_name(message)[0] for message in messages]
+        last = {
+            name: number
+            for number, (name, message) in enumerate(zip(names, messages, strict=True))
+            if type_of(message) in _RESPONSE_ENDS
+        }
+        if not last:
+            return
+        for call in self._open_calls():
+            if call.invocation is not None:
+                call.invocation.on_leave()
+        for number, (name, message) in enumerate(zip(names, messages, strict=True)):
+            if number <= last.get(name, -1):
+                self.on_message(message)
+
+    def _open_calls(self) -> list[_Call]:
+        lanes = (self._default, *self._named.values())
+        current = [lane.current for lane in lanes]
+        return [*filter(None, current), *(call for lane in lanes for call in list(lane.waiting))]
 
     def end_all(self, end: Callable[[Invocation], object]) -> None:
         """End all calls, since no message arrives any more."""
@@ -269,6 +313,7 @@ class Lanes:
                 lane.begin(lane.waiting.popleft(), None)  # it was refused
         elif event_type in _ENDS:
             if self._is_of_last(lane, message, event_type):
+                self._observe(message)
                 return
         elif lane.current is None and lane.last_id is None:
             lane.last = None  # what follows has nothing to do with a call that was refused

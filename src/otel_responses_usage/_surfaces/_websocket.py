@@ -18,16 +18,19 @@ from opentelemetry import context as otel_context
 from opentelemetry.trace import SpanContext
 
 from .. import _fault
+from .._answer.message import decoded
 from .._call.invocation import Invocation
 from .._call.lanes import Lanes, SentMessage
 from .._call.ledger import Ledger
 from .._facts.outcome import CANCELLED
 from .._facts.request import ResponsesRequest, Server, describe_message
+from .._facts.response import Response
 from .._facts.usage import MissingReason
 from .._lookup.imports import late_import
 from ._describe import is_azure
 from ._opening import CallOpener
 from ._scope import NO_SCOPE
+from ._unread_messages import unread_messages
 
 if TYPE_CHECKING:
     from ._target import Target
@@ -195,7 +198,9 @@ class WebSocketSurface:
 
     def _tap(self, connection: Any, socket: Any, opened: _Opened | None) -> None:
         caller = _Caller(self._ledger, self._opener, connection, socket, opened)
-        self._taps.add(_ConnectionTap(socket, Lanes(caller.open_call, caller.describe), self.sent))
+        self._taps.add(
+            _ConnectionTap(socket, Lanes(caller.open_call, caller.describe, caller.observe), self.sent)
+        )
 
 
 class _Caller:
@@ -249,6 +254,14 @@ class _Caller:
             if connection is not None:
                 invocation.response_ref = weakref.ref(connection, invocation.on_garbage_collected)
         return invocation
+
+    def observe(self, message: bytes) -> None:
+        """Use a terminal event that comes after its call has ended: the call may lack its usage."""
+        observation = self._ledger.observation
+        if observation.is_useful:
+            response = (decoded(message) or {}).get("response")
+            if isinstance(response, dict):
+                observation.observe(self._server, Response.from_json(response))
 
 
 class _ConnectionTap:
@@ -366,6 +379,8 @@ class _ConnectionTap:
         """Note that the application closes the connection."""
         is_cancelled = self._is_cancelled
 
+        self._read_unread()
+
         def end(call: Invocation) -> None:
             call.on_leave()
             if is_cancelled:
@@ -374,6 +389,12 @@ class _ConnectionTap:
                 call.on_close(None)
 
         self._lanes.end_all(end)
+
+    @_fault.catch_and_report("looking at what had arrived")
+    def _read_unread(self) -> None:
+        # As for an answer over HTTP: what has arrived counts if it ends a response.
+        if self._lanes.is_in_use:
+            self._lanes.on_unread(unread_messages(self._socket_ref()))
 
 
 class _TargetFactory:
