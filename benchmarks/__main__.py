@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 
 from . import growth, instructions, page, peers
 from .one import rows_of
@@ -18,24 +19,43 @@ def main() -> int:
     given = _arguments()
     if given.check or given.update:
         return _check(update=given.update)
-    before = page.load()
-    _say(f"{page.conditions()}, {before}\n")
-    if given.peers:
-        name, text = "peers", peers.report(quick=given.quick)
-        _say(text)
-    elif given.growth:
-        name, text = "growth", growth.report(quick=given.quick)
-        _say(text)
-    else:
-        name, text = "costs", _measured(quick=given.quick)
-        try:
-            _say("\n" + instructions.table(instructions.counts()))
-        except instructions.ValgrindMissingError as reason:
-            _say(f"\nInstructions are not counted: {reason}")
-    _say(f"\n{page.load()}")
-    if given.write:
-        page.write(name, f"{text}\n\n{page.conditions()}; {before} before and {page.load()} after.")
+    _say(page.conditions())
+    for measure in _chosen(given):
+        before = page.load()
+        _say(f"\nload average {before}\n")
+        parts = measure(quick=given.quick)
+        after = page.load()
+        _say(f"\nload average {after}")
+        for name, text in parts.items() if given.write else ():
+            page.write(name, f"{text}\n\n{page.conditions()}. Load average {before} before, {after} after.")
     return 0
+
+
+def _chosen(given: argparse.Namespace) -> list[Callable[..., dict[str, str]]]:
+    """Return what is to be measured: one thing, or everything if all of the pages are to be written."""
+    one = [measure for measure, asked in ((_peers, given.peers), (_growth, given.growth)) if asked]
+    return one or ([_costs, _peers, _growth] if given.write else [_costs])
+
+
+def _peers(*, quick: bool) -> dict[str, str]:
+    parts = peers.report(quick=quick)
+    _say(parts["peers"])
+    return parts
+
+
+def _growth(*, quick: bool) -> dict[str, str]:
+    text = growth.report(quick=quick)
+    _say(text)
+    return {"growth": text}
+
+
+def _costs(*, quick: bool) -> dict[str, str]:
+    text = _measured(quick=quick)
+    try:
+        _say("\n" + instructions.table(instructions.counts()))
+    except instructions.ValgrindMissingError as reason:
+        _say(f"\nInstructions are not counted: {reason}")
+    return {"costs": text}
 
 
 def _measured(*, quick: bool) -> str:
@@ -97,7 +117,11 @@ def _arguments() -> argparse.Namespace:
         "--peers", action="store_true", help="compare with other instrumentations, from the index"
     )
     parser.add_argument("--growth", action="store_true", help="from 1 to 10,000 streams and 100,000 events")
-    parser.add_argument("--write", action="store_true", help="write the tables into docs/performance.md, too")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="write the tables and pictures of the pages; all of them without --peers or --growth",
+    )
     given = parser.parse_args()
     if given.write and (given.quick or given.check or given.update):
         parser.error("--write is for tables that were measured in full")

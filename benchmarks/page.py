@@ -1,4 +1,4 @@
-"""Writes measured tables into the page on performance."""
+"""Writes measured tables into the pages of the documentation."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import platform
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+_DOCS = Path(__file__).parents[1] / "docs"
+PERFORMANCE, COMPARISON = _DOCS / "performance.md", _DOCS / "comparison.md"
+# The page of each part.
+PARTS = {"costs": PERFORMANCE, "peers": PERFORMANCE, "growth": PERFORMANCE, "comparison": COMPARISON}
 
 
 def write(name: str, text: str) -> None:
-    """Replace a part of the page. Comments mark its beginning and its end."""
-    page = PAGE.read_text("utf-8")
+    """Replace a part of its page. Comments mark its beginning and its end."""
+    path = PARTS[name]
     marked = re.compile(rf"(<!-- begin {name} -->\n).*?(\n<!-- end {name} -->)", re.DOTALL)
-    written, number = marked.subn(lambda match: f"{match[1]}\n{text}\n{match[2]}", page)
+    written, number = marked.subn(lambda match: f"{match[1]}\n{text}\n{match[2]}", path.read_text("utf-8"))
     if number != 1:
-        raise ValueError(f"the page has {number} parts with the name {name}")
-    PAGE.write_text(written, "utf-8")
+        raise ValueError(f"{path.name} has {number} parts with the name {name}")
+    path.write_text(written, "utf-8")
 
 
 def conditions() -> str:
@@ -31,5 +34,5 @@ def conditions() -> str:
 
 
 def load() -> str:
-    """Return how busy the machine is."""
-    return "load average " + " ".join(f"{load:.1f}" for load in os.getloadavg())
+    """Return the load averages of the machine."""
+    return " ".join(f"{load:.1f}" for load in os.getloadavg())

@@ -46,9 +46,9 @@ class Cost:
         low, _, high = quantiles(values, n=4) if len(values) > 1 else (0.0, 0.0, 0.0)
         return cls(median(values), (high - low) / 2)
 
-    def text(self, unit: str, scale: float = 1.0) -> str:
-        """Return what the table says."""
-        return f"{self.value / scale:+,.0f} ± {self.spread / scale:,.0f} {unit}"
+    def text(self, digits: int = 0) -> str:
+        """Return the microseconds for a table."""
+        return f"{self.value / 1000:+,.{digits}f} ± {self.spread / 1000:,.{digits}f}"
 
 
 class Measured:
@@ -107,8 +107,8 @@ def measure(name: str, python: str, *, quick: bool) -> Measured:
     return Measured(json.loads(done.stdout))
 
 
-def report(*, quick: bool) -> str:
-    """Install, measure, draw, and return the Markdown tables.
+def report(*, quick: bool) -> dict[str, str]:
+    """Install, measure, draw, and return the Markdown for each part of the pages.
 
     `BENCH_PEERS` names a directory for the environments. Without it they are made anew.
     """
@@ -127,13 +127,10 @@ def report(*, quick: bool) -> str:
             found[name] = measure(name, str(python), quick=quick)
     if not quick:
         PICTURE.write_text(picture(curves(found)))
-    return "\n\n".join(
-        (
-            *(events_table(found, how) for how in HOW),
-            calls_table(found),
-            records_table(found, versions),
-        )
-    )
+    return {
+        "peers": f"{costs_table(found, versions)}\n\n{records_table(found, versions)}",
+        "comparison": short_table(found, versions),
+    }
 
 
 def curves(found: dict[str, Measured]) -> dict[str, dict[str, Curve]]:
@@ -158,42 +155,42 @@ def curves(found: dict[str, Measured]) -> dict[str, dict[str, Curve]]:
     }
 
 
-def events_table(found: dict[str, Measured], how: str) -> str:
-    """Return what each adds to an event, for each division of the bytes."""
+def costs_table(found: dict[str, Measured], versions: dict[str, str]) -> str:
+    """Return what each adds to an event at each division, and to a call. Each cell has sync and async."""
+    columns = [*pieces.DIVISIONS, "call of 9 events", "the same by hand"]
     none = found["none"]
-    own = [f"{none.own_event(division, how) / 1000:,.1f} us" for division in pieces.DIVISIONS]
+    own = [
+        " / ".join(f"{none.own_event(division, how) / 1000:,.0f}" for how in HOW)
+        for division in pieces.DIVISIONS
+    ]
+    own += [" / ".join(f"{none.own_call(how) / 1000:,.0f}" for how in HOW), ""]
     lines = [
-        f"| added per event, {how} | " + " | ".join(pieces.DIVISIONS) + " |",
-        "| --- |" + " ---: |" * len(pieces.DIVISIONS),
-        "| `openai` itself | " + " | ".join(own) + " |",
+        "| microseconds, sync / async | " + " | ".join(columns) + " |",
+        "| --- |" + " ---: |" * len(columns),
+        f"| `openai` {versions['none']} itself | " + " | ".join(own) + " |",
     ]
     for name, measured in found.items():
         cells = [
-            _cell(name, measured, how, measured.event(division, how), "ns", 1)
+            _cell(name, measured, [measured.event(division, how) for how in HOW], 2)
             for division in pieces.DIVISIONS
         ]
+        cells.append(_cell(name, measured, [measured.call(how) for how in HOW]))
+        by_hand = [cost for how in HOW if (cost := measured.call(how, by_hand=True))]
+        cells.append(_cell(name, measured, by_hand) if by_hand else "")
         lines.append(f"| {_named(name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def calls_table(found: dict[str, Measured]) -> str:
-    """Return what each adds to a call, and what the same span and points by hand add."""
-    none = found["none"]
-    columns = [column for how in HOW for column in (f"call, {how}", "by hand", "ratio")]
-    own = [cell for how in HOW for cell in (f"{none.own_call(how) / 1000:,.0f} us", "", "")]
-    lines = [
-        "| added per call of 9 events | " + " | ".join(columns) + " |",
-        "| --- |" + " ---: |" * len(columns),
-        "| `openai` itself | " + " | ".join(own) + " |",
-    ]
+def short_table(found: dict[str, Measured], versions: dict[str, str]) -> str:
+    """Return what each adds to a sync client: to an event at two divisions, and to a call."""
+    divisions = (pieces.ONE_EVENT, pieces.FOUR_KIB)
+    columns = [*(f"event, {division}" for division in divisions), "call of 9 events"]
+    lines = ["| microseconds, sync | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     for name, measured in found.items():
-        cells = []
-        for how in HOW:
-            call, hand = measured.call(how), measured.call(how, by_hand=True)
-            cells.append(_cell(name, measured, how, call, "us", 1000))
-            cells.append(hand.text("us", 1000) if hand else "")
-            cells.append(f"{call.value / hand.value:.1f} x" if call and hand else "")
-        lines.append(f"| {_named(name)} | " + " | ".join(cells) + " |")
+        if name != "none":
+            cells = [_cell(name, measured, [measured.event(division, HOW[0])], 2) for division in divisions]
+            cells.append(_cell(name, measured, [measured.call(HOW[0])]))
+            lines.append(f"| {_named(name)} {versions[name]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -221,12 +218,10 @@ def records_table(found: dict[str, Measured], versions: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _cell(name: str, measured: Measured, how: str, cost: Cost | None, unit: str, scale: float) -> str:
-    if cost is None:
-        return "fails"
-    if name != "none" and not measured.recorded(how).get("attributes"):
+def _cell(name: str, measured: Measured, costs: list[Cost | None], digits: int = 0) -> str:
+    if name != "none" and measured.recorded() and not measured.recorded()["attributes"]:
         return "sees nothing"
-    return cost.text(unit, scale)
+    return " / ".join(dict.fromkeys(cost.text(digits) if cost else "fails" for cost in costs))
 
 
 def _named(name: str, *, bare: bool = False) -> str:

@@ -77,12 +77,13 @@ def decompressed(events: Iterable[bytes]) -> list[bytes]:
 
 
 ONE_EVENT: Final = "1 event a piece"
+FOUR_KIB: Final = "4,096 bytes"
 GZIP: Final = "gzip"
 # How the bytes of a stream may be divided.
 DIVISIONS: Final[dict[str, Callable[[list[bytes]], list[bytes]]]] = {
     ONE_EVENT: list,
     "1,460 bytes": lambda events: cut(events, SEGMENT),
-    "4,096 bytes": lambda events: cut(events, 4_096),
+    FOUR_KIB: lambda events: cut(events, 4_096),
     "65,536 bytes": lambda events: cut(events, 65_536),
     GZIP: decompressed,
 }

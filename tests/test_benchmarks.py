@@ -229,18 +229,22 @@ def test_the_tables_of_peers_tell_what_each_adds(instructions: Any) -> None:  # 
         "genai": _measured(50, spans=0),
         "ddtrace": _measured(0, fails=True),
     }
-    cells = [line.split(" | ") for line in peers.events_table(found, "sync").splitlines()[3:]]
-    assert [line[1] for line in cells] == [
-        "+0 ± 0 ns",
-        "+1,000 ± 0 ns",  # the call of nine events is not part of an event
-        "+8,000 ± 0 ns",
+    versions = dict.fromkeys(found, "1.0")
+    cells = [line.split(" | ") for line in peers.costs_table(found, versions).splitlines()[2:]]
+    assert cells[0][1] == "0 / 0"
+    assert [line[1] for line in cells[1:]] == [
+        "+0.00 ± 0.00",
+        "+1.00 ± 0.00",  # the call of nine events is not part of an event
+        "+8.00 ± 0.00",
         "sees nothing",
         "fails",
     ]
-    calls = [line.split(" | ")[1:4] for line in peers.calls_table(found).splitlines()[4:]]
-    assert calls[0] == ["+100 ± 0 us", "+50 ± 0 us", "2.0 x"]
-    assert [line[0] for line in calls[2:]] == ["sees nothing", "fails"]
-    records = peers.records_table(found, dict.fromkeys(found, "1.0")).splitlines()[2:]
+    assert [line[6] for line in cells[1:]] == ["+0 ± 0", "+100 ± 0", "+100 ± 0", "sees nothing", "fails"]
+    assert cells[2][7] == "+50 ± 0 |"
+    short = peers.short_table(found, versions).splitlines()[2:]
+    assert short[0] == "| `otel-responses-usage` 1.0 | +1.00 ± 0.00 | +1.00 ± 0.00 | +100 ± 0 |"
+    assert len(short) == len(found) - 1
+    records = peers.records_table(found, versions).splitlines()[2:]
     assert [line.split(" | ")[2:] for line in records] == [
         ["1, with 20 attributes", "yes", "3 of 2 instruments", "none |"],
         ["1, with 20 attributes", "yes", "3 of 2 instruments", "input and output |"],
@@ -266,6 +270,50 @@ def test_the_cost_of_an_event_is_drawn(instructions: Any) -> None:  # noqa: ARG0
     assert len(drawn.findall("{*}polyline")) == 4
     assert len(drawn.findall("{*}circle")) == 4 * 4
     assert [text.text for text in drawn.findall("{*}text")][-2:] == ["otel-responses-usage", "logfire"]
+
+
+def test_each_part_of_the_pages_can_be_written(
+    instructions: Any,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The rest of the page stays. A part that is not there is an error."""
+    from benchmarks import page
+
+    for name, path in page.PARTS.items():
+        copy = tmp_path / path.name
+        shutil.copy(path, copy)
+        monkeypatch.setitem(page.PARTS, name, copy)
+        page.write(name, r"| a \1 table |")
+        page.write(name, r"| another \1 table |")
+        before, marked, after = path.read_text().partition(f"<!-- begin {name} -->")
+        rest = after[after.index(f"\n<!-- end {name} -->") :]
+        assert copy.read_text() == f"{before}{marked}\n\n| another \\1 table |\n{rest}"
+        copy.write_text(before)
+        with pytest.raises(ValueError, match=f"0 parts with the name {name}"):
+            page.write(name, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ([], ["_costs"]),
+        (["--peers"], ["_peers"]),
+        (["--write"], ["_costs", "_peers", "_growth"]),
+        (["--growth", "--write"], ["_growth"]),
+    ],
+)
+def test_one_command_measures_everything(
+    options: list[str],
+    chosen: list[str],
+    instructions: Any,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With `--write` alone all pages are written."""
+    from benchmarks import __main__ as command
+
+    monkeypatch.setattr(sys, "argv", ["bench", *options])
+    assert [measure.__name__ for measure in command._chosen(command._arguments())] == chosen
 
 
 def test_what_is_counted_runs_without_valgrind() -> None:
