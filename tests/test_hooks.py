@@ -160,6 +160,24 @@ def test_what_they_raise_is_contained(
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError])
+def test_a_hook_that_ends_a_thread_leaves_no_call_waiting(
+    error: type[BaseException], instrument: Instrument, server: ScriptedServer
+) -> None:
+    """On a thread of the look-ups, an exception that is no error leaves no call that a flush waits for."""
+
+    def end(*_: object) -> None:
+        raise error
+
+    observed = instrument(response_hook=end)
+    with client_of(server) as client:
+        for _ in range(3):
+            read(client, "left")
+    assert ResponsesUsageInstrumentor().flush(10)
+    assert observed.calls() == {"retrieval": 3}
+    assert len(observed.spans(3)) == 3
+
+
 @needs_resume
 def test_a_fetch_has_hooks(instrument: Instrument, server: ScriptedServer) -> None:
     """The span of a streamed fetch goes through both hooks; its record has no usage."""
