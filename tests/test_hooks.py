@@ -286,6 +286,35 @@ def test_a_response_that_continues_an_excluded_one(is_excluded: bool, instrument
     assert faults(observed) == 0
 
 
+@pytest.mark.parametrize("name", ["exclude", "request_hook", "response_hook"])
+def test_a_coroutine_function_is_refused(name: str, instrument: Instrument) -> None:
+    """It would never run. As `exclude` it would exclude each call, since a coroutine is true."""
+
+    async def hook(*_: object) -> bool:
+        return False
+
+    with pytest.raises(ValueError, match=f"{name} must not be a coroutine function"):
+        instrument(**{name: hook})
+    assert not ResponsesUsageInstrumentor().is_instrumented_by_opentelemetry
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_coroutine_as_a_result_is_a_fault(instrument: Instrument, server: ScriptedServer) -> None:
+    """It cannot be seen before the call. The call is recorded, and Python does not warn of the coroutine."""
+
+    async def hook(*_: object) -> bool:
+        return True
+
+    def wrapped(*arguments: object) -> object:
+        return hook(*arguments)
+
+    observed = instrument(exclude=wrapped, request_hook=wrapped, response_hook=wrapped)
+    with client_of(server) as client:
+        read(client)
+    assert (observed.span().attributes or {})["gen_ai.usage.output_tokens"] == 21
+    assert faults(observed) == 3
+
+
 # --- arguments and variables ---------------------------------------------------------------------------
 
 
