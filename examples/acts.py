@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import openai
 
 from embedded.answer import Answer, usage
-from embedded.http_server import Cut, Pause
+from embedded.http_server import Cut, Hold, Pause
 from embedded.responses_api import Plan
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from openai.types.responses import ResponseStreamEvent
 
 PACE = 0.03
+# Events that two applications wait for before they go. The service sends no more until then, so that each run
+# counts the same.
+LEFT_AFTER = 16
+CANCELLED_AFTER = 19
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def stop_at_the_last_word(stage: Stage) -> None:
 def lose_interest(stage: Stage) -> None:
     """Closes the stream after some words."""
     with openai.OpenAI(**stage.client) as client, _create(client) as stream:
-        for event in islice(stream, 16):
+        for event in islice(stream, LEFT_AFTER):
             stage.watch(event)
 
 
@@ -91,7 +95,7 @@ def lose_patience(stage: Stage) -> None:
             stream = await client.responses.create(model="gpt-5.4-mini", input="?", stream=True)
             async for event in stream:
                 stage.watch(event)
-                if event.sequence_number == 18:
+                if event.sequence_number == CANCELLED_AFTER - 1:
                     enough.set()
 
     async def main() -> None:
@@ -184,17 +188,27 @@ ACTS = (
     Act(
         "closed at the end",
         stop_at_the_last_word,
-        Plan(Answer(_words("That is all there is to say about it. " * 2), usage(29, 154)), pace=PACE),
+        Plan(Answer(_words("That is all there is to say about it. " * 2), usage(29, 154)), pace=2 * PACE),
     ),
     Act(
         "closed half-way",
         lose_interest,
-        Plan(Answer(_words("Let me begin at the very beginning, which is " * 5), usage(18, 441)), pace=PACE),
+        Plan(
+            Answer(_words("Let me begin at the very beginning, which is " * 5), usage(18, 441)),
+            cut_after=LEFT_AFTER,
+            end=Hold(),
+            pace=PACE,
+        ),
     ),
     Act(
         "a cancelled task",
         lose_patience,
-        Plan(Answer(_words("In no hurry, one word after another " * 6), usage(27, 305)), pace=PACE),
+        Plan(
+            Answer(_words("In no hurry, one word after another " * 6), usage(27, 305)),
+            cut_after=CANCELLED_AFTER,
+            end=Hold(),
+            pace=PACE,
+        ),
     ),
     Act(
         "cut by network",
@@ -215,7 +229,7 @@ ACTS = (
             cut_after=16,
             end=Cut(),
             pace=PACE,
-            get_replies=("in_progress",) * 3,
+            get_replies=("in_progress",) * 100,  # until the application has fetched it
         ),
     ),
     Act(

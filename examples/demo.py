@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from embedded.http_server import ScriptedServer
 from embedded.otlp_receiver import OtlpReceiver
 from embedded.responses_api import Plan, ResponsesAPI
 from embedded.websocket_api import Turn, WebSocketAPI
-from otel_responses_usage import ResponsesUsageInstrumentor
+from otel_responses_usage import Config, ResponsesUsageInstrumentor
 from outlets import Outlet, outlets
 from readings import Readings, read_calls
 from tables import WIDE, calls_table, outcomes_table, readings_table, tokens_table, unknown_statement
@@ -105,7 +106,9 @@ def perform(console: Console, sinks: list[Outlet]) -> list[Json]:
     for sink in sinks:
         tracing.add_span_processor(BatchSpanProcessor(sink.spans))
     instrumentor = ResponsesUsageInstrumentor()
-    instrumentor.instrument(tracer_provider=tracing, meter_provider=metering)
+    # More than the default grace, so that a busy machine shows the same as another.
+    config = replace(Config.from_env(), grace_timeout=5)
+    instrumentor.instrument(tracer_provider=tracing, meter_provider=metering, config=config)
 
     console.print(f"\n[bold]{len(ACTS)} calls to a Responses API on loopback[/], each with its own ending\n")
     coming = iter([act.plan for act in ACTS if not act.by_websocket])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from typing import Any
 
 import pytest
 
 from otel_responses_usage import Config
+from otel_responses_usage._config import NamedFunction
 
 PREFIX = "OTEL_RESPONSES_USAGE_"
 
@@ -122,11 +124,19 @@ def test_a_variable_without_setting_is_named(caplog: pytest.LogCaptureFixture) -
     assert "?" not in told
 
 
-@pytest.mark.parametrize("name", ["no_colon", ":f", "m:", ":"])
+@pytest.mark.parametrize("name", ["no_colon", ":f", "m:", ":", "..m:f", "m.:f", "m:f.", "m:f()", "m:f g"])
 def test_a_function_is_named_by_module_and_name(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """Anything else is a value that cannot be used."""
     assert read(ON_CALL=name) == Config()
     assert PREFIX + "ON_CALL" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["os : getpid", "os:getpid ", " os: getpid"])
+def test_spaces_around_the_parts_of_a_name_do_not_count(name: str) -> None:
+    """As around any other value."""
+    function = read(ON_CALL=name).on_call
+    assert isinstance(function, NamedFunction)
+    assert function.load() is os.getpid
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,24 @@ def test_what_they_raise_is_contained(
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError])
+def test_a_hook_that_ends_a_thread_leaves_no_call_waiting(
+    error: type[BaseException], instrument: Instrument, server: ScriptedServer
+) -> None:
+    """On a thread of the look-ups, an exception that is no error leaves no call that a flush waits for."""
+
+    def end(*_: object) -> None:
+        raise error
+
+    observed = instrument(response_hook=end)
+    with client_of(server) as client:
+        for _ in range(3):
+            read(client, "left")
+    assert ResponsesUsageInstrumentor().flush(10)
+    assert observed.calls() == {"retrieval": 3}
+    assert len(observed.spans(3)) == 3
+
+
 @needs_resume
 def test_a_fetch_has_hooks(instrument: Instrument, server: ScriptedServer) -> None:
     """The span of a streamed fetch goes through both hooks; its record has no usage."""
@@ -266,6 +284,35 @@ def test_a_response_that_continues_an_excluded_one(is_excluded: bool, instrument
     # It is not excluded by parameters that it has not.
     assert asked == [MODEL, None, first.id]
     assert faults(observed) == 0
+
+
+@pytest.mark.parametrize("name", ["exclude", "request_hook", "response_hook"])
+def test_a_coroutine_function_is_refused(name: str, instrument: Instrument) -> None:
+    """It would never run. As `exclude` it would exclude each call, since a coroutine is true."""
+
+    async def hook(*_: object) -> bool:
+        return False
+
+    with pytest.raises(ValueError, match=f"{name} must not be a coroutine function"):
+        instrument(**{name: hook})
+    assert not ResponsesUsageInstrumentor().is_instrumented_by_opentelemetry
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_coroutine_as_a_result_is_a_fault(instrument: Instrument, server: ScriptedServer) -> None:
+    """It cannot be seen before the call. The call is recorded, and Python does not warn of the coroutine."""
+
+    async def hook(*_: object) -> bool:
+        return True
+
+    def wrapped(*arguments: object) -> object:
+        return hook(*arguments)
+
+    observed = instrument(exclude=wrapped, request_hook=wrapped, response_hook=wrapped)
+    with client_of(server) as client:
+        read(client)
+    assert (observed.span().attributes or {})["gen_ai.usage.output_tokens"] == 21
+    assert faults(observed) == 3
 
 
 # --- arguments and variables ---------------------------------------------------------------------------

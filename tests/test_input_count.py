@@ -195,6 +195,22 @@ def test_a_list_that_the_application_goes_on_with_is_counted_as_sent(
     assert [request.json["input"] for request in counts(server)] == [messages[:1]]
 
 
+def test_a_stored_prompt_is_not_counted(instrument: Instrument, serve: Serve) -> None:
+    """The API takes no stored prompt for a count, so the count would be too low."""
+    observed = instrument(input_count=True)
+    server = serve(api(lambda: Reply.json(COUNTED)))
+    for number in range(6):
+        leave(server, extra_body={"prompt": {"id": "pmpt_1", "version": "2"}})
+        attributes = dict(observed.spans(number + 1)[-1].attributes or {})
+        assert COUNT not in attributes
+        assert attributes["openai_responses.usage.missing_reason"] == "not_stored"
+    assert counts(server) == []
+    assert observed.pending() == 0
+    # It says nothing about the server.
+    leave(server)
+    assert dict(observed.spans(7)[-1].attributes or {})[COUNT] == 77
+
+
 def test_an_exit_does_not_wait_for_a_count(instrument: Instrument, serve: Serve) -> None:
     """A server that does not answer costs the exit timeout at most, and no call."""
     observed = instrument(input_count=True, exit_timeout=0.2)

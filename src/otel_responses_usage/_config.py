@@ -167,8 +167,9 @@ class NamedFunction:
     """A function that is given by its name. It is imported when it is called first."""
 
     def __init__(self, name: str) -> None:
-        module, colon, path = name.partition(":")
-        if not (colon and module and path):
+        module, _, path = (part.strip() for part in name.partition(":"))
+        # The name of a module need not be an identifier: `my-app` can be imported.
+        if not (all(module.split(".")) and all(map(str.isidentifier, path.split(".")))):
             raise ValueError(name)
         self.__module__, self.__qualname__ = module, path
         self._function: Callable[[CallRecord], object] | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 import wrapt
@@ -41,6 +42,8 @@ _ARGUMENTS: Final = frozenset(
     }
 )
 
+_HOOKS: Final = frozenset({"exclude", "request_hook", "response_hook"})
+
 _logger = logging.getLogger("otel_responses_usage")
 
 
@@ -58,7 +61,8 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
       If the call has no span of this package, both hooks get a span that is not recorded.
     - `exclude`: called with the mapping of all parameters. If it returns true, the call is not recorded.
 
-    What these functions raise is contained and counted. They run on the threads of the calls.
+    What these functions raise is contained and counted. They run on the threads of the calls. A coroutine
+    function is a `ValueError`.
 
     `uninstrument()` removes the instrumentation. It waits for pending look-ups, up to
     `Config.exit_timeout`. Calling either method twice is allowed. Clients that exist before
@@ -82,6 +86,7 @@ class ResponsesUsageInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # the
 
     def _instrument(self, **kwargs: Any) -> None:
         _warn_of_unknown(kwargs)
+        _refuse_coroutine_functions(kwargs)
         config = kwargs.get("config") or Config.from_env()
         tracer = trace.get_tracer(SCOPE, __version__, kwargs.get("tracer_provider"), semconv.SCHEMA_URL)
         meter = metrics.get_meter(SCOPE, __version__, kwargs.get("meter_provider"), semconv.SCHEMA_URL)
@@ -130,6 +135,12 @@ def _warn_of_unknown(arguments: Collection[str]) -> None:
     if unknown:
         names = ", ".join(f"{name}{most_like(name, _ARGUMENTS)}" for name in unknown)
         _logger.warning("instrument() has no such arguments: %s", names)
+
+
+def _refuse_coroutine_functions(arguments: Mapping[str, Any]) -> None:
+    for name in sorted(_HOOKS & arguments.keys()):
+        if inspect.iscoroutinefunction(arguments[name]):
+            raise ValueError(f"{name} must not be a coroutine function, as {arguments[name]!r} is")
 
 
 def _import_hook(instrumentor: ResponsesUsageInstrumentor, patches: Patches) -> Callable[[Any], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import threading
 import time
@@ -13,6 +12,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from .._call_record import CallRecord, late_record
+from .._callback import CoroutineError, result_of
 from .._config import NamedFunction
 from .._facts.response import Response
 from .._lookup.imports import forks_wait
@@ -188,16 +188,15 @@ class Delivery:
             if isinstance(self._on_call, NamedFunction):
                 with forks_wait():  # in a child that inherits a half-done import, that import never ends
                     self._on_call.load()
-            result = self._on_call(record)
+            result_of(self._on_call, record)
         except KeyboardInterrupt:
             raise
+        except CoroutineError:
+            self._lose_raised("is a coroutine function, which cannot be called on a thread")
         except BaseException as error:  # also what ends a process, or cancels a task
-            problem = f"has raised {type(error).__name__}"
-        else:
-            if not inspect.iscoroutine(result):
-                return
-            result.close()
-            problem = "is a coroutine function, which cannot be called on a thread"
+            self._lose_raised(f"has raised {type(error).__name__}")
+
+    def _lose_raised(self, problem: str) -> None:
         self._lose(Loss.RAISED, f"{_name_of(self._on_call)} {problem}. Its further errors are not logged.")
 
     def _lose(self, loss: Loss, warning: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from opentelemetry.trace import Span
 
 from .. import _fault
+from .._callback import result_of
 
 
 class Hooks(NamedTuple):
@@ -30,7 +31,7 @@ class Hooks(NamedTuple):
         if self.excludes is None:
             return True
         try:
-            return not self.excludes(MappingProxyType(parameters))
+            return not result_of(self.excludes, MappingProxyType(parameters))
         except Exception:
             _fault.report("asking the application whether a call is excluded")
             return True
@@ -39,7 +40,7 @@ class Hooks(NamedTuple):
         """Tell that a call begins."""
         if self.on_request is not None:
             try:
-                self.on_request(span, MappingProxyType(parameters))
+                result_of(self.on_request, span, MappingProxyType(parameters))
             except Exception:
                 _fault.report("running the request hook")
 

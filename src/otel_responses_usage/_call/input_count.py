@@ -104,8 +104,9 @@ class InputCount:
 
 
 def _count_content(content: bytes) -> bytes | None:
-    """Return the body of the request for a count, or `None` if this is not the body of a call."""
+    """Return the body of the request for a count, or `None` if the call cannot be counted."""
     body = json.loads(content)
-    if not isinstance(body, dict):
+    # The API takes no stored prompt for a count. Without the prompt the count would be too low.
+    if not isinstance(body, dict) or body.get("prompt"):
         return None
     return json.dumps({name: value for name, value in body.items() if name in PARAMETERS}).encode()

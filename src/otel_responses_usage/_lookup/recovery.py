@@ -114,10 +114,12 @@ class Recovery:
 
     def end_tail(self, tail: Job, reason: MissingReason | None = None) -> None:
         """Settle a tail. Its call is recorded or looked up. Acts only once."""
-        with forks_wait():
-            tail.finish(LookupResult(None, reason), UsageSource.TAIL)
-        self._tails.pop(tail, None)  # after the look-up has begun, for which `drain` waits, too
-        self._get_workers().progress.send()
+        try:
+            with forks_wait():
+                tail.finish(LookupResult(None, reason), UsageSource.TAIL)
+        finally:  # also if a hook of the application or a signal handler raises what is no error
+            self._tails.pop(tail, None)  # after the look-up has begun, for which `drain` waits, too
+            self._get_workers().progress.send()
 
     def run_in_turn(self, callback: Callable[[], None]) -> None:
         """Run a callback now, or soon on another thread if such callbacks take too much of the time.
@@ -270,13 +272,14 @@ class Recovery:
 
     def _finish(self, job: Job, result: LookupResult, source: UsageSource = UsageSource.RETRIEVAL) -> bool:
         # Keep this order. A thread that waits for the last job must also see its span ended.
-        with forks_wait():
-            is_taken = job.finish(result, source)
-        self._waiting.pop(job, None)
-        if self._by_response.get((job.server, job.response_id)) is job:
-            self._by_response.pop((job.server, job.response_id), None)
-        self._get_workers().progress.send()
-        return is_taken
+        try:
+            with forks_wait():
+                return job.finish(result, source)
+        finally:  # also if a hook of the application or a signal handler raises what is no error
+            self._waiting.pop(job, None)
+            if self._by_response.get((job.server, job.response_id)) is job:
+                self._by_response.pop((job.server, job.response_id), None)
+            self._get_workers().progress.send()
 
     def _run_callback(self) -> bool:
         """Run the next callback; return whether there was one."""

@@ -10,6 +10,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 
 from .. import _fault
 from .._call_record import CallRecord
+from .._callback import result_of
 from .._facts.headers import RateLimit
 from .._facts.outcome import Outcome
 from .._facts.request import ResponsesRequest
@@ -146,7 +147,7 @@ class Telemetry:
             elif span.is_recording():
                 _run_step(self._set_attributes, span, record)
             if self._response_hook is not None:
-                _run_step(self._response_hook, span, call_record(call_span, record))
+                _run_step(result_of, self._response_hook, span, call_record(call_span, record))
         finally:
             if call_span.is_own:
                 _run_step(span.end, record.end_ns)
