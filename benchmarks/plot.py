@@ -25,10 +25,10 @@ def picture(curves: dict[str, dict[str, Curve]]) -> str:
         for number, (how, panel) in enumerate(curves.items())
     ]
     legend = [
-        f'<text x="{60 + 230 * (number % 3)}" y="{306 + 16 * (number // 3)}" fill="{colour}">{name}</text>'
+        f'<text x="{60 + 330 * (number % 2)}" y="{306 + 16 * (number // 2)}" fill="{colour}">{name}</text>'
         for number, (name, colour) in enumerate(colours.items())
     ]
-    height = 300 + 16 * math.ceil(len(names) / 3)
+    height = 300 + 16 * math.ceil(len(names) / 2)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {height}" '
         'font-family="sans-serif" font-size="11">'
