@@ -72,7 +72,7 @@ class Recovery:
         self._running: dict[object, int] = {}  # callbacks that run now, and on which thread
         self._lookups: LookUps | None = None  # loaded with the first job
         self._closed = False
-        self._share = WorkShare()  # of callbacks that run on threads of the application
+        self._share = WorkShare(of_application=True)  # of callbacks that run at once
 
     def submit(self, job: Job) -> MissingReason | None:
         """Accept a job, or return the reason why not."""

@@ -21,8 +21,10 @@ _IDLE_S: Final = 5.0
 # A thread waits at most so long for the work of another one. A span processor may even wait for a server.
 _LONGEST_STEP_S: Final = 0.02
 _PAUSE_S: Final = 5e-5
-# Work may take this share of the time. So much time before the work counts: a few look-ups do not rest.
+# Work may take this share of the time. On a thread of the application the share is less, since there the work
+# delays the application. So much time before the work counts: a few look-ups do not rest.
 _WORK_SHARE: Final = 0.2
+_APPLICATION_WORK_SHARE: Final = 0.1
 _COUNTED_TIME_S: Final = 0.1
 _LONGEST_REST_S: Final = 0.01
 
@@ -53,7 +55,14 @@ class Signal:
 class WorkShare:
     """Says when work has taken more than its share of the time. Any thread may call any method."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_application: bool = False) -> None:
+        """Begin without work.
+
+        Args:
+            of_application: Whether the work runs on threads of the application.
+
+        """
+        self._share = _APPLICATION_WORK_SHARE if of_application else _WORK_SHARE
         # Until then the work so far has taken its share.
         self._earned_at_s = 0.0
 
@@ -65,7 +74,7 @@ class WorkShare:
     def add(self, worked_s: float) -> float:
         """Count work, and return for how many seconds there is to be none."""
         now_s = time.monotonic()
-        earned_at_s = max(self._earned_at_s, now_s - _COUNTED_TIME_S) + worked_s / _WORK_SHARE
+        earned_at_s = max(self._earned_at_s, now_s - _COUNTED_TIME_S) + worked_s / self._share
         # Under gevent the work of the application is counted as ours, and a clock may be frozen.
         self._earned_at_s = min(earned_at_s, now_s + _LONGEST_REST_S)
         return max(0.0, self._earned_at_s - now_s)
