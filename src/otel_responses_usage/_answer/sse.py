@@ -102,14 +102,17 @@ class EventReader:
         """
         # This is the only code that runs for most events. Slicing is twice as fast as the methods of `bytes`.
         prefix_slice, prefix, suffix_slice, suffix, middle_slice, _ = self._frame
-        if piece[prefix_slice] == prefix and piece[suffix_slice] == suffix:
-            middle = piece[middle_slice]
-            if _LF not in middle and _CR not in middle:
-                sink = self._sink
-                sink.repeats = repeats = sink.repeats + 1
-                if repeats >= sink.notify_at:
-                    sink.on_repeats()
-                return True
+        if piece[prefix_slice] == prefix:
+            if piece[suffix_slice] == suffix:
+                middle = piece[middle_slice]
+                if _LF not in middle and _CR not in middle:
+                    sink = self._sink
+                    sink.repeats = repeats = sink.repeats + 1
+                    if repeats >= sink.notify_at:
+                        sink.on_repeats()
+                    return True
+        elif prefix is not None:
+            return False  # a whole event came before, so the piece begins with an event of another type
         repeated = self._repeated
         if repeated is _NO_FRAME or self._after_cr:
             return False
