@@ -366,7 +366,7 @@ class Toxiproxy(Program):
     def ask(self, method: str, path: str, **body: object) -> Any:
         """Send a request to its API, and return the answer."""
         data = json.dumps(body).encode() if body else None
-        request = Request(  # noqa: S310
+        request = Request(
             f"http://127.0.0.1:{self.port}{path}",
             data,
             {"content-type": "application/json"},
