@@ -115,8 +115,10 @@ class Reader:
 
     def _see(self, item: Any) -> None:
         self.seen.append(item)
-        self.seen_at.append(time.time())
-        self.passed += self._events_in(item)
+        events = self._events_in(item)
+        if events:  # lines and pieces may have none
+            self.seen_at.append(time.time())
+        self.passed += events
 
     async def close(self) -> None:
         await settle(self._close())

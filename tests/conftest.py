@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +14,10 @@ from embedded.http_server import ScriptedServer, SeenRequest
 from embedded.responses_api import ResponsesAPI
 from observed import Observed
 from otel_responses_usage import Config, ResponsesUsageInstrumentor
+
+# A shell that runs the tests in the background ignores Ctrl-C, and the processes that they start would, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Instrument = Callable[..., Observed]
 Serve = Callable[..., ScriptedServer]
@@ -61,11 +67,18 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture(scope="module")
 def quick_collections() -> Iterator[None]:
-    """What was there before the first test of a module is not searched at every collection."""
+    """What was there before the first test of a module is not searched at every collection.
+
+    What its tests have dropped half-used is closed at the end, and not during a test of another module. What
+    the interpreter says of that is not about us.
+    """
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    gc.collect()
+    sys.unraisablehook = hook
 
 
 @pytest.fixture

@@ -23,11 +23,14 @@ _LIFECYCLE_TYPES: Final = (b'"type":"response.', b'"type": "response.')
 _TERMINAL_NAMES: Final = (b'completed"', b'incomplete"', b'failed"', b'cancelled"', b'done"')
 
 
-# What the repeats of an event have in common: where the prefix is in a piece that is one event, the prefix,
-# where the suffix is, the suffix, where the content is, and the end of one event with the prefix of the next.
+# What the repeats of an event have in common. If one piece is one event: where the prefix is, the prefix,
+# where the suffix is, the suffix, and where the content is. Then what they have in common in a longer text.
 # A plain tuple: a named one takes twice as long to unpack.
-_Frame: TypeAlias = tuple[slice, "bytes | None", slice, bytes, slice, bytes]
-_NO_FRAME: Final[_Frame] = (slice(0), None, slice(0), b"", slice(0), b"")
+_Frame: TypeAlias = tuple[slice, "bytes | None", slice, bytes, slice, "_Run"]
+# The prefix, its length, the first byte after the content, whether that is CR, the end of one event with the
+# prefix of the next, and the length of that.
+_Run: TypeAlias = tuple[bytes, int, bytes, bool, bytes, int]
+_NO_FRAME: Final[_Frame] = (slice(0), None, slice(0), b"", slice(0), (b"", 0, b"", False, b"", 0))
 
 # The facts about an event prefix: the event type, the start of the data, and the frames with LF and CR LF.
 # All streams share one cache, since there are few prefixes. Other beginnings of an event may contain
@@ -92,10 +95,10 @@ class EventReader:
         return split_at and split_at - known
 
     def feed_repeat(self, piece: bytes) -> bool:
-        """Read a piece that is one event of the same type as the last event. Return false for other pieces.
+        """Read a piece whose events have the type of the last event. Return false for other pieces.
 
-        Servers send one event per piece, and most events are deltas like the one before. Such pieces have the
-        same prefix and suffix and no line break between them.
+        Nothing of another piece is read. Most events are deltas like the one before. Servers send one event
+        per piece, and what lies between joins and divides these pieces.
         """
         # This is the only code that runs for most events. Slicing is twice as fast as the methods of `bytes`.
         prefix_slice, prefix, suffix_slice, suffix, middle_slice, _ = self._frame
@@ -107,7 +110,21 @@ class EventReader:
                 if repeats >= sink.notify_at:
                     sink.on_repeats()
                 return True
-        return False
+        repeated = self._repeated
+        if repeated is _NO_FRAME or self._after_cr:
+            return False
+        text = self._beginning + piece
+        number, end, is_rest_alike = _find_repeats(repeated, text, 0)
+        if not is_rest_alike:
+            return False
+        self._beginning = rest = text[end:]
+        self._frame = _NO_FRAME if rest else repeated
+        sink = self._sink
+        if sink.repeats + number < sink.notify_at:
+            sink.repeats += number
+        else:
+            self._add_repeats(number)
+        return True
 
     def copied(self, sink: EventSink) -> EventReader:
         """Return a copy that passes its events to the given sink."""
@@ -137,42 +154,6 @@ class EventReader:
             self._repeated = self._frame = frame
         return True
 
-    def _read_repeats(self, text: bytes, start: int) -> int:
-        """Read the events from `start` on that are like the last one, and return where they end.
-
-        If the text ends inside of such an event, its first bytes become `_beginning`, and count as read.
-        """
-        _, prefix, _, suffix, _, border = self._repeated
-        if prefix is None or not text.startswith(prefix, start):
-            return start
-        # The line break that ends the data of an event is found much faster than a blank line.
-        line_break, other = (b"\n", b"\r") if suffix == _LF_BLANK_LINE else (b"\r", b"\n")
-        # Line breaks of another kind. With LF alone, one look at the whole text is enough.
-        has_others = other == b"\n"
-        if not has_others and text.find(other, start) >= 0:
-            return start
-        find, step = text.find, len(border)
-        number, at = 0, start + len(prefix)
-        while True:
-            end = find(line_break, at)
-            if text[end : end + step] != border or (has_others and find(other, at, end) >= 0):
-                break
-            number += 1
-            at = end + step
-        start = at - len(prefix)  # of the last event with this prefix
-        if end < 0:
-            if len(text) - start <= _MAX_BEGINNING_BYTES and not (has_others and find(other, at) >= 0):
-                self._beginning = text[start:]
-                start = len(text)
-        elif text.startswith(suffix, end) and not (has_others and find(other, at, end) >= 0):
-            number += 1
-            start = end + len(suffix)
-            if start == len(text):
-                self._frame = self._repeated
-        if number:
-            self._add_repeats(number)
-        return start
-
     def _read_events(self, text: bytes, start: int) -> None:
         """Read text that has an event at `start`, and may end inside of one."""
         blank_line = _LF_BLANK_LINE
@@ -201,9 +182,23 @@ class EventReader:
         if not self._beginning and not self._after_cr:
             self._frame = self._repeated
 
+    def _read_repeats(self, text: bytes, start: int) -> int:
+        """Read the events from `start` on that are like the last one, and return where they end.
+
+        If the text ends inside of such an event, its first bytes become `_beginning`, and count as read.
+        """
+        if self._repeated is _NO_FRAME:
+            return start
+        number, end, is_rest_alike = _find_repeats(self._repeated, text, start)
+        self._add_repeats(number)
+        if is_rest_alike:
+            self._beginning = text[end:]
+            return len(text)
+        return end
+
     def _add_repeats(self, number: int) -> None:
         sink = self._sink
-        while sink.repeats + number >= sink.notify_at:
+        while number and sink.repeats + number >= sink.notify_at:
             number -= max(1, sink.notify_at - sink.repeats)
             sink.repeats = max(sink.repeats + 1, sink.notify_at)
             sink.on_repeats()
@@ -249,8 +244,42 @@ def _prefix_of(prefix: bytes) -> _Prefix | None:
 
 
 def _frame(prefix: bytes, suffix: bytes) -> _Frame:
+    border = suffix + prefix
+    run = prefix, len(prefix), suffix[:1], suffix == _CRLF_BLANK_LINE, border, len(border)
     content = slice(len(prefix), -len(suffix))
-    return slice(len(prefix)), prefix, slice(-len(suffix), None), suffix, content, suffix + prefix
+    return slice(len(prefix)), prefix, slice(-len(suffix), None), suffix, content, run
+
+
+def _find_repeats(frame: _Frame, text: bytes, start: int) -> tuple[int, int, bool]:
+    """Find the events of a text, from `start` on, that have this frame.
+
+    Returns:
+        Their number, where they end, and whether the rest of the text is empty or the beginning of one more.
+
+    """
+    prefix, prefix_size, line_break, has_cr, border, border_size = frame[5]
+    first = text[start : start + prefix_size]
+    if first != prefix:
+        return 0, start, prefix.startswith(first)
+    if not has_cr and _CR in text:
+        return 0, start, False  # line breaks of several kinds
+    # The line break that ends the data of an event is found much faster than a blank line.
+    find, number, content = text.find, 0, start + prefix_size
+    line_end = find(line_break, content)
+    while text[line_end : line_end + border_size] == border:
+        number += 1
+        content = line_end + border_size
+        line_end = find(line_break, content)
+    end = content - prefix_size
+    if line_end < 0:
+        is_rest_alike = len(text) - end <= _MAX_BEGINNING_BYTES and not (has_cr and find(b"\n", content) >= 0)
+    elif is_rest_alike := text.startswith(frame[3], line_end):
+        number += 1
+        end = line_end + len(frame[3])
+        is_rest_alike = prefix.startswith(text[end : end + prefix_size])
+    if has_cr and text.count(b"\n", start, end) != number * border.count(b"\n"):
+        return 0, start, False
+    return number, end, is_rest_alike
 
 
 def _terminal_event_start(piece: bytes, start: int = 0) -> int:

@@ -111,7 +111,7 @@ class AnswerState:
         self._is_counting = True
         self._last_type: str | None = None
         self._events = 0
-        self._deltas: dict[str, int] = {}
+        self._deltas: dict[str, int] | None = None  # made when it is needed: an open stream has none
         self._kind: str | None = None  # kind of the last event; `None` if that was not a delta
         self.repeats = 0
         self.notify_at = _NEVER
@@ -135,7 +135,7 @@ class AnswerState:
         ones are counted as `other`.
         """
         self._count_repeats()
-        return self._deltas
+        return self._deltas or {}
 
     @property
     def gaps_s(self) -> list[float]:
@@ -151,7 +151,7 @@ class AnswerState:
     def copied(self) -> AnswerState:
         """Return a copy. Events that it receives do not change this one."""
         duplicate = copy.copy(self)
-        duplicate._deltas = self._deltas.copy()  # noqa: SLF001  # of this class
+        duplicate._deltas = self._deltas and self._deltas.copy()  # noqa: SLF001  # of this class
         duplicate._gaps_us = self._gaps_us[:]  # noqa: SLF001
         return duplicate
 
@@ -260,8 +260,8 @@ class AnswerState:
             self.ending = ending_of(self.response, status)
 
     def _counted_kind(self, event_type: str) -> str:
-        kind = _delta_kind(event_type)
-        return kind if kind in self._deltas or len(self._deltas) < _MAX_KINDS else _OTHER_KIND
+        kind, known = _delta_kind(event_type), self._deltas or {}
+        return kind if kind in known or len(known) < _MAX_KINDS else _OTHER_KIND
 
     def _count_repeats(self) -> None:
         repeats, self.repeats = self.repeats, 0
@@ -270,7 +270,8 @@ class AnswerState:
         if repeats and self._is_counting and self.ending is None:
             self._events += repeats
             if self._kind is not None:
-                self._deltas[self._kind] = self._deltas.get(self._kind, 0) + repeats
+                self._deltas = deltas = self._deltas or {}
+                deltas[self._kind] = deltas.get(self._kind, 0) + repeats
 
 
 def _response_object(data: dict[str, Any]) -> dict[str, Any] | None:

@@ -77,7 +77,7 @@ class Invocation:
         self._make_target: MakeTarget | None = None
         self._has_document = False
         self._has_left = False
-        self._end_token: list[None] = [None]
+        self._end_token = None
         self._ended = False
         self._tail: CallTail | None = None
         self._decode_error: Ending | None = None
@@ -399,8 +399,8 @@ class Invocation:
     def _end(self) -> int | None:
         """Mark the call as ended. Returns the wall-clock time in nanoseconds, or `None` if it had ended."""
         try:
-            self._end_token.pop()  # atomic: only one thread gets it
-        except IndexError:
+            del self._end_token  # atomic: only one thread can
+        except AttributeError:
             return None
         self._ended = True
         self._reception.stop()

@@ -101,7 +101,12 @@ class ResponsesRequest(NamedTuple):
     @property
     def span_name(self) -> str:
         """The operation and the model. Both have few values, as span names should."""
-        return f"{self.operation.value} {self.model}" if self.model else self.operation.value
+        return _span_name(self.operation, self.model)
+
+
+@functools.lru_cache(maxsize=64)
+def _span_name(operation: Operation, model: str | None) -> str:
+    return f"{operation.value} {model}" if model else operation.value
 
 
 @functools.lru_cache(maxsize=64)

@@ -86,7 +86,7 @@ class HttpSurface:
         invocation = scope.invocation
         late_scope = None
         try:
-            if scope.waits_for_call and not self.classes.is_direct(client) and self._ledger.accepts_calls:
+            if scope.waits_for_call and self._ledger.accepts_calls and not self.classes.is_direct(client):
                 invocation, late_scope = self._open_late(scope, client, kwargs["options"], kwargs["response"])
             if invocation is not None:
                 _attach(invocation, client, kwargs["response"])
