@@ -64,6 +64,13 @@ def _missing(what: str) -> NoReturn:
     pytest.skip(what)
 
 
+def faketime() -> str:
+    """The path of the library that fakes clocks; without it the test is skipped, and fails in CI."""
+    for path in sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")):
+        return str(path)
+    _missing("libfaketime is not there: on Debian and Ubuntu it is in the package libfaketime")
+
+
 def run(name: str, *arguments: str | Path, **settings: str) -> str:
     """What the program prints, having been content with its arguments."""
     done = subprocess.run(  # noqa: S603
@@ -333,6 +340,73 @@ class Jaeger(Program):
     def _data(self, path: str) -> list[Any]:
         answer = json.loads(get(f"http://127.0.0.1:{self.http_port}/api/{path}"))
         return answer["data"] or []
+
+
+class Toxiproxy(Program):
+    """A toxiproxy, through which connections go that are to meet with a bad network."""
+
+    name = "toxiproxy"
+
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
+        super().__init__(directory, "-host", "127.0.0.1", "-port", str(self.port))
+
+    @property
+    def ready_url(self) -> str:
+        """Its version."""
+        return f"http://127.0.0.1:{self.port}/version"
+
+    def proxy(self, upstream: str) -> Proxy:
+        """A new proxy in front of a server, given as host and port."""
+        proxy = Proxy(self, f"proxy-{free_port()}")
+        made = self.ask("POST", "/proxies", name=proxy.name, listen="127.0.0.1:0", upstream=upstream)
+        proxy.address = made["listen"]
+        return proxy
+
+    def ask(self, method: str, path: str, **body: object) -> Any:
+        """Send a request to its API, and return the answer."""
+        data = json.dumps(body).encode() if body else None
+        request = Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            data,
+            {"content-type": "application/json"},
+            method=method,
+        )
+        with OPENER.open(request, timeout=10) as answer:
+            return json.loads(answer.read() or "null")
+
+
+class Proxy:
+    """A way to a server. Without toxics it is a good one."""
+
+    def __init__(self, toxiproxy: Toxiproxy, name: str) -> None:
+        self.name = name
+        self.address = ""
+        self._toxiproxy = toxiproxy
+        self._toxics: list[str] = []
+
+    @property
+    def url(self) -> str:
+        """The origin to point a client at."""
+        return f"http://{self.address}"
+
+    def add(self, kind: str, stream: str = "downstream", **attributes: int) -> None:
+        """Add a toxic, for new connections and for those that are open: `add("latency", latency=100)`."""
+        name = f"{kind}-{stream}-{len(self._toxics)}"
+        self._toxics.append(name)
+        self._toxiproxy.ask(
+            "POST",
+            f"/proxies/{self.name}/toxics",
+            name=name,
+            type=kind,
+            stream=stream,
+            attributes=attributes,
+        )
+
+    def heal(self) -> None:
+        """Remove all toxics."""
+        while self._toxics:
+            self._toxiproxy.ask("DELETE", f"/proxies/{self.name}/toxics/{self._toxics.pop()}")
 
 
 class Prometheus(Program):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import gzip
+import json
 import time
 import weakref
 from typing import Any
@@ -75,6 +76,25 @@ def test_it_polls_until_the_response_is_terminal(serve: Serve, instrument: Instr
     assert token_attributes(observed.span()) == usage_attributes(ANSWER.usage)
 
 
+# Half of a response, after which the connection ends.
+HALF = (Send(json.dumps(ANSWER.response()).encode()[:300]), Cut())
+JSON = {"content-type": "application/json"}
+HALVES = {
+    "half a length": Reply(200, {**JSON, "content-length": "1000"}, HALF, chunked=False),
+    "half the chunks": Reply(200, JSON, HALF),
+}
+
+
+@pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
+def test_a_response_that_breaks_off_is_asked_for_again(
+    half: Reply, serve: Serve, instrument: Instrument
+) -> None:
+    """An answer that the network cuts says nothing about the server."""
+    observed, server, _ = lookup(serve, instrument, cut(get_replies=(half,)))
+    assert outcome_of(observed)["usage.source"] == "retrieval"
+    assert len(gets(server)) == 2
+
+
 def test_a_response_that_is_stored_a_moment_later_is_found(serve: Serve, instrument: Instrument) -> None:
     """A 404 is not believed at once."""
     observed, server, _ = lookup(serve, instrument, cut(get_replies=(error(404, "not yet"),)))
@@ -102,6 +122,7 @@ def test_a_response_that_is_stored_a_moment_later_is_found(serve: Serve, instrum
         (Reply.json({"id": "model-1", "owned_by": "me"}), "unsupported", 1),
         (Reply(200, before=(Cut(),)), "transport_error", 4),
         (Reply(200, before=(Cut("rst"),)), "transport_error", 4),
+        *((half, "transport_error", 4) for half in HALVES.values()),
     ],
     ids=[
         "401",
@@ -121,6 +142,7 @@ def test_a_response_that_is_stored_a_moment_later_is_found(serve: Serve, instrum
         "another object",
         "fin",
         "rst",
+        *HALVES,
     ],
 )
 def test_a_server_that_has_no_answer_is_left_alone(

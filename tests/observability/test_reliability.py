@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from programs import Collector, Jaeger, samples, wait_until
+from programs import Collector, Jaeger, Toxiproxy, samples, wait_until
 from traffic import Traffic, show
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+# Less than the timeout of the exporter, 10 s.
+BAD_S = 5.0
 OUTAGE_S = float(os.environ.get("OUTAGE_S", "8"))
 
 
@@ -111,6 +113,31 @@ def test_a_collector_that_is_not_there_at_the_start_is_waited_for(
             traffic.run(2)
             traffic.finish()
             assert_whole("Collector 3 s late", traffic, jaeger, collector)
+
+
+BAD_NETWORKS: dict[str, tuple[str, str, dict[str, int]]] = {
+    "latency of 200 to 800 ms": ("latency", "downstream", {"latency": 500, "jitter": 300}),
+    "every connection reset": ("reset_peer", "downstream", {"timeout": 0}),
+    "no answers": ("timeout", "downstream", {"timeout": 0}),
+}
+
+
+@pytest.mark.parametrize("name", BAD_NETWORKS)
+def test_a_bad_network_to_the_collector_costs_nothing(
+    name: str, tmp_path: Path, jaeger: Jaeger, collector: Collector
+) -> None:
+    """What a service exports while the network is bad for some seconds arrives when it is good again."""
+    kind, stream, attributes = BAD_NETWORKS[name]
+    with jaeger, collector, Toxiproxy(tmp_path / "toxiproxy") as toxiproxy:
+        proxy = toxiproxy.proxy(collector.grpc_endpoint)
+        with Traffic(proxy.address) as traffic:
+            traffic.run(1)
+            proxy.add(kind, stream, **attributes)
+            traffic.run(BAD_S)
+            proxy.heal()
+            traffic.run(1)
+            traffic.finish()
+            assert_whole(f"Network to the Collector, {name}", traffic, jaeger, collector)
 
 
 def test_what_a_full_queue_refuses_shows_in_metrics(

@@ -177,6 +177,8 @@ class _Connection:
                 raise http.client.BadStatusLine("too many interim responses")
         body = response.read(largest_body + 1)
         is_whole = len(body) <= largest_body
+        if is_whole and response.length:  # `read` with a limit does not raise this
+            raise http.client.IncompleteRead(body, response.length)
         reply = Reply(response.status, response.headers, body if is_whole else b"")
         return reply, is_whole and not response.will_close
 
