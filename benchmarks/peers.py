@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -218,7 +219,7 @@ def records_table(found: dict[str, Measured], versions: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _cell(name: str, measured: Measured, costs: list[Cost | None], digits: int = 0) -> str:
+def _cell(name: str, measured: Measured, costs: Sequence[Cost | None], digits: int = 0) -> str:
     if name != "none" and measured.recorded() and not measured.recorded()["attributes"]:
         return "sees nothing"
     return " / ".join(dict.fromkeys(cost.text(digits) if cost else "fails" for cost in costs))
