@@ -316,7 +316,9 @@ def draw(pythons: dict[str, str], package: str) -> int:
             say(f"{name}: {problem}")
             say(result.get("log", ""))
             continue
-        say(f"### `{NEIGHBOURS[name].distribution}`\n\n```text")
+        neighbour = NEIGHBOURS[name]
+        other_name = f" ({neighbour.other_name})" if neighbour.other_name else ""
+        say(f"### `{neighbour.distribution}`{other_name}\n\n```text")
         say("\n\n".join("\n".join((f"{end}:", *rows)) for end, rows in result["drawn"].items()))
         say("```")
         say("")
