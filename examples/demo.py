@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 SHOW_CURSOR = b"\x1b[?25h"
+# Pieces of text that the line of a call shows.
+LAST_DELTAS = 9
 
 
 def main() -> None:
@@ -133,10 +135,13 @@ def _turn(plan: Plan) -> Turn:
 def play(act: Act, urls: tuple[str, str], console: Console, tracer: Tracer) -> None:
     """Makes one call in a span of its own, its text visible as it comes."""
     began = time.monotonic()
-    latest: deque[str] = deque(maxlen=9)
+    deltas: deque[str] = deque(maxlen=LAST_DELTAS + 1)
 
     def line(mark: str) -> Text:
         seconds = f"{time.monotonic() - began:.1f} s"
+        latest = list(deltas)
+        if len(latest) > LAST_DELTAS:
+            latest[0] = "… "
         text = Text("".join(latest), style="dim")
         return Text.assemble(mark, f" {act.title:<18}{seconds:>6}  ", text, no_wrap=True, overflow="ellipsis")
 
@@ -147,7 +152,7 @@ def play(act: Act, urls: tuple[str, str], console: Console, tracer: Tracer) -> N
 
         def watch(event: Any) -> None:
             if event.type.endswith(".delta"):
-                latest.append(getattr(event, "delta", ""))
+                deltas.append(getattr(event, "delta", ""))
                 live.update(line("·"))
 
         act.play(Stage(*urls, watch))

@@ -46,7 +46,7 @@ def write(spans: Sequence[ReceivedSpan], metrics: Mapping[str, ReceivedMetric]) 
     has_bodies = any(call.source == "response" for call in calls)
     title = f"What {len(calls)} calls cost, and how that is known"
     sections = [
-        _header(title, spans),
+        _header(title, spans, calls),
         _readings(readings, has_bodies=has_bodies),
         _timeline(calls, readings),
         _sources(calls),
@@ -75,14 +75,23 @@ def write(spans: Sequence[ReceivedSpan], metrics: Mapping[str, ReceivedMetric]) 
 """
 
 
-def _header(title: str, spans: Sequence[ReceivedSpan]) -> Iterator[str]:
+def _header(title: str, spans: Sequence[ReceivedSpan], calls: Sequence[Call]) -> Iterator[str]:
     began = datetime.fromtimestamp(min(span.start_ns for span in spans) / 1e9, timezone.utc)
     service = escape(str(spans[0].resource.get("service.name", "")))
     yield f"<header><h1>{escape(title)}</h1>"
     yield (
-        f"<p>Made from {len(spans)} spans and their metrics, as they arrived over OTLP."
+        f"<p>Made from {len(spans)} spans and their metrics, as they arrived over OTLP.{_kinds(spans, calls)}"
         f" Service <code>{service}</code>, {began:%d %B %Y, %H:%M} UTC.</p></header>"
     )
+
+
+def _kinds(spans: Sequence[ReceivedSpan], calls: Sequence[Call]) -> str:
+    """What the spans are, if not each of them is a call."""
+    fetches = sum(len(call.fetches) for call in calls)
+    others = len(spans) - len(calls) - fetches
+    more = [f"{fetches} of a response that was fetched again"] if fetches else []
+    more += [f"{others} of the application itself"] if others else []
+    return f" {len(calls)} are of calls, {' and '.join(more)}." if more else ""
 
 
 def _readings(readings: Readings, *, has_bodies: bool) -> Iterator[str]:
@@ -185,6 +194,11 @@ def _story(call: Call) -> str:
             tried = f" after {gets} in {_seconds(call.look_up_s)}" if call.look_up_s is not None else ""
             why = escape(REASONS.get(reason, ""))
             said.append(f'<span class="why">Not known{tried}: <code>{escape(reason)}</code></span>, {why}.')
+    if call.fetches and call.deltas is not None:
+        again = call.all_deltas - call.deltas
+        said.append(
+            f"{call.all_deltas} deltas: {call.deltas} of the call, and {again} that were fetched again."
+        )
     return " ".join(said)
 
 

@@ -53,7 +53,7 @@ class Call:
     """One call, as its span tells it. Times are in seconds; what the span does not have is None."""
 
     name: str
-    operation: str
+    operation: str | None
     model: str
     outcome: str
     deltas: int | None
@@ -108,10 +108,14 @@ class Readings:
 
 
 def read_calls(spans: Iterable[ReceivedSpan]) -> list[Call]:
-    """The Responses calls in the order of their start, named by the application's span around each."""
+    """The Responses calls in the order of their start, named by the span around each.
+
+    Beside another instrumentation a call that ended early has a usage span, which has no operation. A whole
+    call has no span of this package there.
+    """
     spans = sorted(spans, key=lambda span: span.start_ns)
     names = {span.span_id: span.name for span in spans}
-    ours = [span for span in spans if span.scope.name == SCOPE]
+    ours = [span for span in spans if span.scope.name == SCOPE and _is_call(span)]
     fetches = [span for span in ours if _is_fetch(span)]
     calls = []
     for span in ours:
@@ -127,7 +131,7 @@ def _call(span: ReceivedSpan, names: Mapping[str, str], fetches: tuple[Fetch, ..
     told: Mapping[str, Any] = span.attributes
     return Call(
         name=names.get(span.parent_id, span.name),
-        operation=told["gen_ai.operation.name"],
+        operation=told.get("gen_ai.operation.name"),
         model=told.get("gen_ai.request.model", ""),
         outcome=told.get("openai_responses.stream.outcome", ""),
         deltas=told.get("openai_responses.stream.deltas"),
@@ -154,8 +158,13 @@ def _fetch(span: ReceivedSpan, call: ReceivedSpan) -> Fetch:
     )
 
 
+def _is_call(span: ReceivedSpan) -> bool:
+    # The test span of `doctor` has the same scope, and no outcome.
+    return "openai_responses.stream.outcome" in span.attributes
+
+
 def _is_fetch(span: ReceivedSpan) -> bool:
-    return bool(span.attributes["gen_ai.operation.name"] == "fetch_response")
+    return bool(span.attributes.get("gen_ai.operation.name") == "fetch_response")
 
 
 def _response_id(span: ReceivedSpan) -> str | None:

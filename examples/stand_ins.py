@@ -20,6 +20,7 @@ from embedded.http_server import ScriptedServer
 from embedded.otlp_receiver import OtlpReceiver
 from embedded.responses_api import Plan, ResponsesAPI
 from embedded.websocket_api import Turn, WebSocketAPI
+from readings import read_calls
 from tables import WIDE, calls_table, tokens_table
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def print_arrivals(receiver: OtlpReceiver) -> None:
     console.print(
         f"\n[bold]What arrived over OTLP[/]: spans {len(receiver.spans)}, metrics {len(receiver.metrics)}"
     )
-    if receiver.spans:
+    if read_calls(receiver.spans):
         console.print(calls_table(receiver.spans, wide=console.width >= WIDE))
     if "gen_ai.client.token.usage" in receiver.metrics:
         console.print(tokens_table(receiver.metrics))

@@ -100,7 +100,8 @@ def tokens_table(metrics: Mapping[str, ReceivedMetric]) -> Table:
         table.add_column(title, justify="right")
     sums: dict[tuple[str, str], tuple[float, float]] = {}
     for point in metrics["gen_ai.client.token.usage"].points:
-        key = point.attributes["gen_ai.operation.name"], point.attributes["gen_ai.token.type"]
+        # Points of another instrumentation may lack these attributes.
+        key = point.attributes.get("gen_ai.operation.name", ""), point.attributes.get("gen_ai.token.type", "")
         count, total = sums.get(key, (0, 0))
         sums[key] = count + (point.count or 0), total + (point.sum or 0)
     for (operation, kind), (count, total) in sums.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -22,6 +23,7 @@ import grpc
 import pytest
 import trustme
 
+import otel_responses_usage
 from embedded.otlp_receiver import OtlpReceiver
 from otel_responses_usage._commands import main
 
@@ -264,6 +266,29 @@ def test_the_report_is_text_of_80_columns_with_what_to_do(tmp_path: Path) -> Non
     assert "  note     OTEL_TRACES_EXPORTER is none. [traces-off]" in lines
     assert any(line.startswith("           Do: Unset OTEL_TRACES_EXPORTER") for line in lines)
     assert lines[-1] == "No problems, 3 notes. docs/doctor.md explains each by its name."
+
+
+def test_an_installed_package_does_not_name_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """Only a clone has the documentation beside the package."""
+    package = Path(otel_responses_usage.__file__).parent
+    shutil.copytree(package, tmp_path / "lib" / "site-packages" / package.name)
+    done = subprocess.run(  # a copy of the command of this package
+        [sys.executable, "-m", "otel_responses_usage", "doctor"],
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(tmp_path / "lib" / "site-packages"),
+            "OTEL_SERVICE_NAME": "shop",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+            ENDPOINT: f"http://127.0.0.1:{free_port()}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert "[endpoint-refused]" in " ".join(done.stdout.split())
+    assert done.stdout.endswith('The page "doctor" of the documentation explains each by its\nname.\n')
 
 
 def test_the_instrumentation_does_not_import_the_commands() -> None:

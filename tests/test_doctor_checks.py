@@ -19,7 +19,7 @@ from otel_responses_usage._commands.doctor import (
     settings,
 )
 from otel_responses_usage._commands.doctor.findings import KINDS, Finding, Level
-from otel_responses_usage._commands.doctor.situation import Redactor, Situation
+from otel_responses_usage._commands.doctor.situation import Redactor, Situation, installed_version
 from otel_responses_usage._facts.usage import MissingReason
 
 DOCS = (Path(__file__).parents[1] / "docs" / "doctor.md").read_text("utf-8")
@@ -125,6 +125,27 @@ def test_a_name_that_is_misspelt_is_told_with_the_right_one() -> None:
     assert setting.found.endswith(f"The nearest name is {OWN}RETRIEVAL.")
     [exporter] = set_up.check_exporters(Situation({"OTEL_METRICS_EXPORTER": "otpl"}, True))
     assert exporter.found == "OTEL_METRICS_EXPORTER has otpl. The nearest name is otlp."
+
+
+@pytest.mark.parametrize(
+    ("missing", "advice"),
+    [
+        ({"grpc"}, "or set `OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf`."),
+        ({"grpc", "http"}, "or `otel-responses-usage[otlp]`."),
+    ],
+    ids=["one", "both"],
+)
+def test_the_other_protocol_is_proposed_if_its_exporter_is_installed(
+    monkeypatch: pytest.MonkeyPatch, missing: set[str], advice: str
+) -> None:
+    """Nobody is sent from one missing exporter to another."""
+    names = {f"opentelemetry-exporter-otlp-proto-{one}" for one in missing}
+    monkeypatch.setattr(
+        set_up, "installed_version", lambda name: None if name in names else installed_version(name)
+    )
+    [exporter] = set_up.check_exporters(Situation({}, True))
+    assert exporter.name == "exporter-missing"
+    assert exporter.advice == f"Install opentelemetry-exporter-otlp-proto-grpc, {advice}"
 
 
 def test_endpoints_of_one_signal_have_their_own_path() -> None:

@@ -274,8 +274,17 @@ def test_it_does_not_wait_longer_than_30_seconds(bench: Bench) -> None:
         ("record", [(400, {}, {"error": {"message": "Bad width."}})], "400 Bad Request: Bad width."),
         ("record", [(301, {"location": "http://127.0.0.1:1/"}, {})], "301 Moved Permanently"),
         ("record", [(200, {}, b"<html>")], "is no JSON"),
-        ("record", [(200, {}, {"data": "x", "has_more": False})], "unknown form"),
-        ("record", [(200, {}, {"data": [], "has_more": True})], "unknown form"),
+        ("record", [(200, {}, {"data": "x", "has_more": False})], "completions `data` is no list of buckets"),
+        (
+            "record",
+            [(200, {}, {"data": [], "has_more": True})],
+            "The record of /organization/usage/completions has no `next_page`.",
+        ),
+        (
+            "record",
+            [(200, {}, {"data": [{"start_time": BEGIN, "results": [{"model": MODEL}]}], "has_more": False})],
+            "The record of /organization/usage/completions has no number `num_model_requests`.",
+        ),
         ("record", [(200, {}, {"data": [], "has_more": True, "next_page": "p"})] * 3, "again and again"),
         (
             "record",
@@ -285,7 +294,19 @@ def test_it_does_not_wait_longer_than_30_seconds(bench: Bench) -> None:
         ("series", [(404, {}, b"")], "Is this the address of a Prometheus?"),
         ("series", [(422, {}, {"status": "error", "error": "too many samples"})], "too many samples"),
         ("series", [(200, {}, {"some": "thing"})], "none of the query API"),
-        ("series", [(200, {}, {"status": "success", "data": 5})], "unknown form"),
+        (
+            "series",
+            [(200, {}, {"status": "success", "data": 5})],
+            "The answer of /api/v1/label/__name__/values has no list of names in `data`.",
+        ),
+        (
+            "series",
+            [
+                (200, {}, {"status": "success", "data": ["openai_responses_calls_total"]}),
+                (200, {}, {"status": "success", "data": {"result": 5}}),
+            ],
+            "The answer of /api/v1/query has no list of series in `data.result`.",
+        ),
         ("series", [(302, {"location": "/login"}, b"")], "302 Found"),
     ],
 )

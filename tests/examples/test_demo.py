@@ -138,6 +138,21 @@ def test_the_table_shows_every_ending(played: Played) -> None:
     assert table["chat"][1:] == ["9", "2,927", *table["chat"][3:]]
 
 
+def test_the_text_of_a_call_begins_with_an_ellipsis_if_it_is_not_whole(played: Played) -> None:
+    """The line of a call has its last words."""
+    assert played.rows["✓ cut by network"][1].startswith("… expedition was The last")
+    assert played.rows["✓ over a WebSocket"][1].startswith("One connection carries")
+
+
+def test_the_page_explains_its_numbers(played: Played) -> None:
+    """There are more spans than calls. The deltas of a call that was resumed are those of two streams."""
+    assert (
+        "Made from 25 spans and their metrics, as they arrived over OTLP. 12 are of calls, 1 of a response"
+        " that was fetched again and 12 of the application itself."
+    ) in played.page
+    assert "28 deltas: 11 of the call, and 17 that were fetched again." in played.page
+
+
 def test_the_demo_holds_three_readings_against_the_bill(played: Played) -> None:
     """Deltas, last events and telemetry are set beside what the server billed, and what lacks has reasons."""
     assert played.rows["counting the deltas"][0] == "187"

@@ -109,3 +109,50 @@ def test_an_application_is_instrumented_without_a_line_of_code(protocol: str) ->
     assert output.startswith("A crew of five: ")
     assert rows(output)["chat gpt-5.4-mini"][:-1] == CALL
     assert "otel" not in (EXAMPLES / "zero_code" / "app.py").read_text().lower()
+
+
+BESIDE = """
+import sys
+
+import openai
+from opentelemetry import trace
+
+# The sign of another instrumentation: the span of an inference that is current during a call.
+INFERENCE = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "m"}
+theirs = trace.get_tracer("theirs")
+with openai.OpenAI() as client, theirs.start_as_current_span("theirs", attributes=INFERENCE):
+    with client.responses.create(model="m", input="A story.", stream=True) as stream:
+        for event in stream:
+            if event.type == "response.output_text.delta" and "leave" in sys.argv:
+                break
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["leave"], ["closed", "-", "-", "33", "196", "-", "-", "retrieval"]),
+        ([], None),
+    ],
+    ids=["left early", "read to its end"],
+)
+def test_stand_ins_show_calls_beside_another_instrumentation(
+    tmp_path: Path, arguments: list[str], told: list[str] | None
+) -> None:
+    """A usage span is the row of its call. A whole call has no span of this package, and so no row."""
+    program = tmp_path / "beside.py"
+    program.write_text(BESIDE)
+    output = run_python("stand_ins.py", "opentelemetry-instrument", sys.executable, str(program), *arguments)
+    row = rows(output).get("theirs")
+    assert (row[:8] if row else None) == told
+    assert ("in all" in output) == (told is not None)
+    assert rows(output)["chat"] == ["output", "1", "196"]
+
+
+def test_stand_ins_receive_the_test_of_the_doctor() -> None:
+    """Its test span is no call."""
+    command = f"{sys.executable} -m otel_responses_usage doctor 2>&1"
+    output = run_python("stand_ins.py", "sh", "-c", command)
+    assert "A test span was delivered" in output
+    assert "What arrived over OTLP: spans 1, metrics 1" in output
+    assert "in all" not in output

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from measure import FLUSH_S, input_tokens, ours, switch_on
-from opentelemetry import trace
+from opentelemetry import baggage, context, trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from recorder import APPLICATION, CALLS, OURS, TOKENS, Recorder, scope_of
 from scenarios import PROMPT, REFUSED, read
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 DURATION = "gen_ai.client.operation.duration"
+# What `on_call` was called with.
+RECORDS: list[Any] = []
 
 
 class Stage:
@@ -275,6 +277,30 @@ def basics(stage: Stage, order: str) -> None:
         force_flush(stage)
 
 
+def tenants(stage: Stage, order: str, spans: str) -> None:
+    """Each record has the tenant of its call. So have all token points of this package."""
+    os.environ |= {
+        "OTEL_RESPONSES_USAGE_BAGGAGE_KEYS": "tenant.id",
+        "OTEL_RESPONSES_USAGE_ON_CALL": "checks:RECORDS.append",
+        "OTEL_RESPONSES_USAGE_SPANS": spans,
+    }
+    both_on(stage, order)
+    stage.start()
+    context.attach(baggage.set_baggage("tenant.id", "acme"))
+    stage.drained("drained")
+    stage.closed("closed")
+    stage.flush()
+    _wait(lambda: len(RECORDS) == 2, "records are missing")  # one of each call
+    told = {record.request_model: record.baggage.get("tenant.id") for record in RECORDS}
+    stage.expect("tenants of records", told, {"drained": "acme", "closed": "acme"})
+    points = [point.attributes for scope, point in stage.recorder.points(TOKENS) if scope == OURS]
+    models = {point["gen_ai.request.model"] for point in points}
+    stage.expect(
+        "models of our token points", models, {"closed"} if spans == "auto" else {"drained", "closed"}
+    )
+    stage.expect("tenants of our token points", {point.get("tenant.id") for point in points}, {"acme"})
+
+
 def _points_are_right(stage: Stage) -> None:
     stage.start()
     stage.drained("drained")
@@ -311,6 +337,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "unsampled": unsampled,
     "meter only": meter_only,
     "tracer only": tracer_only,
+    "tenants": tenants,
 }
 
 

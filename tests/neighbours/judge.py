@@ -208,6 +208,8 @@ def checks_of(name: str, *, brief: bool) -> list[tuple[str, ...]]:
     if name in ("aiohttp", "ddtrace"):
         return chosen
     chosen += [("old client", order) for order in both]
+    if name == "genai":  # it records token points itself
+        chosen += [("tenants", "ours first", spans) for spans in ("auto", "always")]
     if not brief or name in ("genai", "logfire"):
         chosen += [(check, "ours first") for check in ("meter only", "tracer only")]
         # A known limit, of an unsampled trace: in the first call of a client, what the wrapper of that client
@@ -316,7 +318,9 @@ def draw(pythons: dict[str, str], package: str) -> int:
             say(f"{name}: {problem}")
             say(result.get("log", ""))
             continue
-        say(f"### `{NEIGHBOURS[name].distribution}`\n\n```text")
+        neighbour = NEIGHBOURS[name]
+        other_name = f" ({neighbour.other_name})" if neighbour.other_name else ""
+        say(f"### `{neighbour.distribution}`{other_name}\n\n```text")
         say("\n\n".join("\n".join((f"{end}:", *rows)) for end, rows in result["drawn"].items()))
         say("```")
         say("")

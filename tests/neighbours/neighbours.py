@@ -24,6 +24,7 @@ class Neighbour:
     """One neighbour, or one variant of it."""
 
     distribution = ""
+    other_name = ""  # what people call it, if that is another name
     also = ("openai", "opentelemetry-sdk")  # what else the versions are printed of
     instrumentor = ""  # module:class, where there is one
     entry_point = True  # `opentelemetry-instrument` switches it on
@@ -97,6 +98,7 @@ class Genai(Neighbour):
 
 class OpenLLMetry(Neighbour):
     distribution = "opentelemetry-instrumentation-openai"
+    other_name = "OpenLLMetry"
     instrumentor = "opentelemetry.instrumentation.openai:OpenAIInstrumentor"
     can_be_off = True
 

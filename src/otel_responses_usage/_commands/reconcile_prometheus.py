@@ -156,9 +156,10 @@ class Prometheus:
         parameters = [
             ("match[]", selector), ("start", str(time_range.start)), ("end", str(time_range.end)),
         ]  # fmt: skip
-        names = self._data("/api/v1/label/__name__/values", parameters)
+        path = "/api/v1/label/__name__/values"
+        names = self._data(path, parameters)
         if not isinstance(names, list):
-            raise CommandError("Prometheus: The list of metric names has an unknown form.")
+            raise CommandError(f"Prometheus: The answer of {path} has no list of names in `data`.")
         return sorted(str(name) for name in names)
 
     def _before(self, name: str, time_range: TimeRange) -> dict[Labels, float]:
@@ -229,7 +230,9 @@ class Prometheus:
                 for series in data["result"]
             ]
         except (TypeError, KeyError, AttributeError):
-            raise CommandError("Prometheus: The answer to a query has an unknown form.") from None
+            raise CommandError(
+                f"Prometheus: The answer of {path} has no list of series in `data.result`."
+            ) from None
 
     def _data(self, path: str, parameters: Parameters) -> Any:
         try:

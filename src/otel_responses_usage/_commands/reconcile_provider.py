@@ -33,9 +33,9 @@ class Provider:
                 bucket,
                 _model_of(result),
                 Counts(
-                    requests=_count(result, "num_model_requests"),
-                    input_tokens=_count(result, "input_tokens"),
-                    output_tokens=_count(result, "output_tokens"),
+                    requests=_count(_COMPLETIONS, result, "num_model_requests"),
+                    input_tokens=_count(_COMPLETIONS, result, "input_tokens"),
+                    output_tokens=_count(_COMPLETIONS, result, "output_tokens"),
                     cached_tokens=_optional_count(result, "input_cached_tokens"),
                 ),
                 is_batch=result.get("batch") is True,
@@ -44,7 +44,11 @@ class Provider:
         ]
         try:
             rows += [
-                ProviderRow(bucket, _model_of(result), Counts(web_searches=_count(result, "num_requests")))
+                ProviderRow(
+                    bucket,
+                    _model_of(result),
+                    Counts(web_searches=_count(_WEB_SEARCHES, result, "num_requests")),
+                )
                 for bucket, result in self._results(_WEB_SEARCHES, time_range, ("model",))
             ]
         except HTTPStatusError as error:
@@ -81,8 +85,13 @@ class Provider:
                     for result in bucket["results"]:
                         yield index, dict(result)
                 cursor = page["next_page"] if page.get("has_more") else None
-            except (TypeError, KeyError, ValueError, AttributeError):
-                raise _unknown_form() from None
+            except KeyError as error:
+                raise CommandError(f"OpenAI API: The record of {path} has no `{error.args[0]}`.") from None
+            except (TypeError, ValueError, AttributeError):
+                raise CommandError(
+                    f"OpenAI API: In the record of {path} `data` is no list of buckets with `start_time` and "
+                    "`results`."
+                ) from None
             if not cursor:
                 break
             if cursor in cursors or len(cursors) >= _MAX_PAGES:
@@ -111,10 +120,10 @@ def _model_of(result: dict[str, Any]) -> str:
     return model if isinstance(model, str) and model else _UNKNOWN_MODEL
 
 
-def _count(result: dict[str, Any], name: str) -> int:
+def _count(path: str, result: dict[str, Any], name: str) -> int:
     count = _optional_count(result, name)
     if count is None:
-        raise _unknown_form()
+        raise CommandError(f"OpenAI API: The record of {path} has no number `{name}`.")
     return count
 
 
@@ -123,7 +132,3 @@ def _optional_count(result: dict[str, Any], name: str) -> int | None:
     if isinstance(count, float) and count.is_integer():
         count = int(count)
     return count if type(count) is int else None
-
-
-def _unknown_form() -> CommandError:
-    return CommandError("OpenAI API: The usage record has an unknown form.")

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from importlib import util
+from pathlib import Path
 from typing import Any, Final
 
 from . import calls, delivery, neighbours, patches, process, set_up, settings, versions
@@ -47,7 +48,8 @@ CHECKS: Final[tuple[Check, ...]] = (
 
 _WIDTH: Final = 80
 _INDENT: Final = "           "
-_DOCS: Final = "docs/doctor.md"
+# Of a clone. An installed package has no documentation beside it.
+_DOCS: Final = Path(__file__).parents[2].parent.parent / "docs" / "doctor.md"
 _MODEL: Final = "gpt-5.4-mini"
 _TRIAL_S: Final = 45.0
 _RUN_S: Final = 60.0
@@ -228,7 +230,8 @@ def _print(findings: list[Finding], problems: int, situation: Situation) -> None
                 lines += _wrapped(_INDENT, f"Do: {_plain(finding.advice)}")
     notes = sum(finding.level is Level.NOTE for finding in findings)
     counts = f"{_counted(problems, 'problem')}, {_counted(notes, 'note')}."
-    lines += ["", f"{counts.capitalize()} {_DOCS} explains each by its name."]
+    page = "docs/doctor.md" if _DOCS.is_file() else 'The page "doctor" of the documentation'
+    lines += ["", *textwrap.wrap(f"{counts.capitalize()} {page} explains each by its name.", _WIDTH)]
     sys.stdout.write("\n".join(lines) + "\n")
 
 

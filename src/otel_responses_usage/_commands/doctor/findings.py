@@ -66,10 +66,10 @@ class Finding:
     advice: str = ""
 
 
-def find(name: str, found: str) -> Finding:
-    """Return a finding of this kind."""
+def find(name: str, found: str, advice: str | None = None) -> Finding:
+    """Return a finding of this kind. `advice` is for this case, if it is known better than for all cases."""
     kind = KINDS[name]
-    return Finding(name, kind.area, kind.level, found, kind.advice)
+    return Finding(name, kind.area, kind.level, found, kind.advice if advice is None else advice)
 
 
 def fine(area: Area, name: str, found: str) -> Finding:
@@ -110,7 +110,8 @@ KINDS: Final[dict[str, Kind]] = {
         Area.VERSIONS,
         _P,
         "The exporter for the chosen protocol is not installed.",
-        "Install the package that is named, or choose the other protocol with `OTEL_EXPORTER_OTLP_PROTOCOL`.",
+        "Install the package that is named. If the exporter for the other protocol is installed, you can also "
+        "choose that protocol with `OTEL_EXPORTER_OTLP_PROTOCOL`.",
     ),
     "version-conflict": Kind(
         Area.VERSIONS,
@@ -256,13 +257,13 @@ KINDS: Final[dict[str, Kind]] = {
         Area.SETTINGS,
         _P,
         "A variable `OTEL_RESPONSES_USAGE_...` has a value that cannot be used. The default is used.",
-        "Correct the value. The README has a table of the settings.",
+        "Correct the value. docs/reference.md lists the settings.",
     ),
     "setting-unknown": Kind(
         Area.SETTINGS,
         _P,
         "There is no setting with this name, so the variable does nothing.",
-        "Correct the name. The README has a table of the settings.",
+        "Correct the name. docs/reference.md lists the settings.",
     ),
     "variable-unknown": Kind(
         Area.SETTINGS,
@@ -293,7 +294,8 @@ KINDS: Final[dict[str, Kind]] = {
         _N,
         "`OTEL_SEMCONV_STABILITY_OPT_IN` chooses the next names of the metrics. Queries for the names of today "
         "find nothing.",
-        "Use the names of the README's second table of metrics, or `gen_ai_latest_experimental/dup` for both.",
+        'Use the names under "The next generation" in docs/reference.md, or `gen_ai_latest_experimental/dup` '
+        "for both.",
     ),
     "service-name": Kind(
         Area.SETTINGS,
@@ -673,7 +675,7 @@ KINDS: Final[dict[str, Kind]] = {
         Area.CALLS,
         _N,
         "Calls ended without their usage.",
-        "The reason tells why. The README has a table of the reasons.",
+        "The reason tells why. docs/troubleshooting.md has a section for each reason.",
     ),
     # --- api
     "api-key-missing": Kind(
@@ -705,7 +707,7 @@ KINDS: Final[dict[str, Kind]] = {
         Area.API,
         _P,
         "The server returned the response, and no usage in time.",
-        "The reason tells why. The README has a table of the reasons.",
+        "The reason tells why. docs/troubleshooting.md has a section for each reason.",
     ),
 }
 

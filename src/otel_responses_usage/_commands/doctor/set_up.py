@@ -111,7 +111,11 @@ def _check_protocol(situation: Situation, signal: str) -> Iterator[Finding]:
     uses_otlp = situation.zero_code and (not exporter or "otlp" in exporter)
     package = _PACKAGES[protocol]
     if uses_otlp and installed_version(package) is None and signal == "traces":
-        yield find("exporter-missing", f"{package} is not installed, and the protocol is {protocol}.")
+        advice = f"Install {package}, or `otel-responses-usage[otlp]`."
+        others = [other for other in PROTOCOLS if installed_version(_PACKAGES[other]) is not None]
+        if others:
+            advice = f"Install {package}, or set `OTEL_EXPORTER_OTLP_PROTOCOL={others[0]}`."
+        yield find("exporter-missing", f"{package} is not installed, and the protocol is {protocol}.", advice)
 
 
 def check_process(situation: Situation) -> Iterator[Finding]:
