@@ -71,7 +71,13 @@ def ours() -> Any:
 
 
 def switch_on(neighbour: Neighbour, order: str) -> None:
-    """Switch both on, in an order."""
+    """Switch both on, in an order.
+
+    Garbage is collected only between scenarios. Logfire attaches a context while the generator of a stream is
+    collected. Before Python 3.12 that can happen while another context is being attached. CPython then reads
+    memory that is free again: contexts get lost, or the process crashes.
+    """
+    gc.disable()
     if order != "alone":
         # At the end: of the entry points, ours comes last.
         sys.path.append(os.environ["PACKAGE"])
@@ -91,7 +97,7 @@ def switch_on(neighbour: Neighbour, order: str) -> None:
 
 
 class Runner:
-    """Runs scenarios, each in a span of the application."""
+    """Runs scenarios, each in a span of the application. Then it collects garbage."""
 
     def __init__(self, ran: Ran, kept: tuple[Any, ...]) -> None:
         self.ran = ran
@@ -109,6 +115,7 @@ class Runner:
                 self._note_error(name, error)
             self._check(name, inside)
         self._check(name, before)
+        gc.collect()
 
     def run_async(
         self, name: str, scenario: Callable[[Any, str], Awaitable[Any]], make_client: Callable[[], Any]
@@ -130,6 +137,7 @@ class Runner:
                 await client.close()
 
         self.loop.run_until_complete(application())
+        gc.collect()
         self.loop.run_until_complete(asyncio.sleep(0))
 
     def _note(self, name: str, result: Any) -> None:
@@ -146,6 +154,7 @@ class Runner:
 
 def run_scenarios(neighbour: Neighbour, ran: Ran) -> None:
     """Run all scenarios of a neighbour."""
+    gc.freeze()  # what has been imported is not looked at again and again
     runner = Runner(ran, neighbour.clients)
     if neighbour.framework:
         frameworks = importlib.import_module("frameworks")
