@@ -15,7 +15,7 @@ NAME = "otel_responses_usage"
 
 # A room is a folder, or a file of the package itself. Rooms of one floor do not know each other.
 FLOORS = (
-    {"_facts", "_fault", "_story", "_version"},
+    {"_facts", "_callback", "_fault", "_story", "_version"},
     {"_call_record"},
     {"_config"},
     {"_answer", "_lookup", "_telemetry"},
@@ -28,7 +28,7 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # What decides and does not act: no thread, no socket, nothing but the standard library.
-PURE_ROOMS = {"_facts", "_answer", "_config", "_fault", "_story", "_version"}
+PURE_ROOMS = {"_facts", "_answer", "_callback", "_config", "_fault", "_story", "_version"}
 PURE_MODULES = {"_lookup.job", "_lookup.retrieval", "_lookup.circuit", "_lookup.imports"}
 
 SDK = {"openai", "wrapt", "httpx", "httpx2", "httpcore", "httpcore2"}
