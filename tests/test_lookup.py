@@ -9,6 +9,7 @@ import json
 import time
 import weakref
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -19,6 +20,8 @@ from embedded.answer import Answer, usage
 from embedded.http_server import Cut, Hold, Pause, Reply, ScriptedServer, SeenRequest, Send
 from embedded.responses_api import Plan, ResponsesAPI, error
 from observed import Observed, eventually, token_attributes, usage_attributes
+from otel_responses_usage._lookup.worker import Pace
+from otel_responses_usage._surfaces._connections import Connections, Destination
 
 ANSWER = Answer(pieces=("one ", "two ", "three "), usage=usage(7, 21, cached=3, reasoning=11))
 KEY = "canary-of-the-key"
@@ -560,3 +563,18 @@ def test_a_waiting_call_does_not_hold_its_prompt(serve: Serve, instrument: Instr
     eventually(lambda: observed.pending() == 3, "all look-ups under way")
     gc.collect()
     assert [request() for request in sent] == [None] * 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_answer_that_comes_after_the_end_leaves_no_socket(serve: Serve) -> None:
+    """A look-up may get its answer just when the instrumentation ends. Nobody uses its connection again."""
+    server = serve(lambda _: Reply.json({}))
+    address = urlsplit(server.url)
+    connections = Connections(1024, Pace())
+    connections.interrupt()
+    connections.close()
+    destination = Destination(str(address.hostname), int(address.port or 0), None, None, None)
+    request = f"GET / HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode()
+    assert connections.get(destination, request, 5.0).status == 200
+    del connections
+    gc.collect()  # a socket that is still open would raise here

@@ -147,7 +147,9 @@ class Connections:
         connection.used_at = time.monotonic()
         with self._lock:
             self._idle.append(connection)
-            surplus = [self._idle.popleft()] if len(self._idle) > _MOST_IDLE else []
+            # After an interrupt nothing takes it any more, and `close` may have been called already.
+            most = 0 if self._interrupted else _MOST_IDLE
+            surplus = [self._idle.popleft()] if len(self._idle) > most else []
         _close(surplus)
 
 
