@@ -21,10 +21,13 @@ _IDLE_S: Final = 5.0
 # A thread waits at most so long for the work of another one. A span processor may even wait for a server.
 _LONGEST_STEP_S: Final = 0.02
 _PAUSE_S: Final = 5e-5
+# After each callback it is longer. Most callbacks are short, and when very many calls end at once, each would
+# take the interpreter from the application between two of its steps.
+_CALLBACK_PAUSE_S: Final = 1e-3
 # Work may take this share of the time. On a thread of the application the share is less, since there the work
 # delays the application. So much time before the work counts: a few look-ups do not rest.
 _WORK_SHARE: Final = 0.2
-_APPLICATION_WORK_SHARE: Final = 0.1
+_APPLICATION_WORK_SHARE: Final = 0.03
 _COUNTED_TIME_S: Final = 0.1
 _LONGEST_REST_S: Final = 0.01
 
@@ -111,14 +114,19 @@ class Pace:
         """Pause for longer than the system takes to wake a thread of the application."""
         time.sleep(_PAUSE_S)
 
-    def end(self) -> None:
-        """End the work, or interrupt it to wait for a server, with a rest. Harmless if it has not begun."""
+    def end(self, pause_s: float = _PAUSE_S) -> None:
+        """End the work, or interrupt it to wait for a server, with a rest. Harmless if it has not begun.
+
+        Args:
+            pause_s: The shortest rest, unless the application waits.
+
+        """
         since_s = getattr(self._local, "since_s", None)
         if since_s is None:
             return
         try:
             rest_s = self._share.add(time.thread_time() - since_s)
-            time.sleep(_PAUSE_S if self.is_hurried else max(_PAUSE_S, rest_s))  # before the next thread works
+            time.sleep(_PAUSE_S if self.is_hurried else max(pause_s, rest_s))  # before the next thread works
         finally:
             self._local.since_s = None
             if self._local.is_alone:
@@ -283,5 +291,5 @@ class Workers:
             if again_s is not None:
                 self.put(callback, again_s)
         finally:
-            self.pace.end()
+            self.pace.end(_CALLBACK_PAUSE_S)
             self.progress.send()
