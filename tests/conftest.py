@@ -6,7 +6,6 @@ import gc
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,44 +19,8 @@ from otel_responses_usage import Config, ResponsesUsageInstrumentor
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Files and folders whose tests take long, since they start real programs or other processes. Where files run
-# side by side these begin first: one that is left to the end has the machine for itself.
-SLOW = (
-    "observability/",
-    "examples/",
-    "test_doctor_run.py",
-    "test_clocks.py",
-    "test_on_call.py",
-    "test_docs.py",
-    "test_networks.py",
-    "test_servers.py",
-    "test_transports.py",
-    "test_runtimes.py",
-    "test_soak.py",
-    "test_deploying.py",
-    "test_frameworks.py",
-    "test_release.py",
-    "test_scripts.py",
-    "test_exit.py",
-    "test_fork.py",
-    "test_websocket_machine.py",
-    "test_machine.py",
-    "test_matrix.py",
-)
-
 Instrument = Callable[..., Observed]
 Serve = Callable[..., ScriptedServer]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the files with slow tests first. The order within a file stays."""
-    root = f"{Path(__file__).parent.as_posix()}/"
-
-    def place(item: pytest.Item) -> int:
-        path = item.path.as_posix().removeprefix(root)
-        return next((number for number, slow in enumerate(SLOW) if path.startswith(slow)), len(SLOW))
-
-    items.sort(key=place)
 
 
 @pytest.fixture
