@@ -162,9 +162,11 @@ def assert_sane(result: dict[str, Any], title: str, *, suspended_s: float = 0.0)
             name: result["told"][f"{name} {runtime}"]["openai_responses.retrieval.duration"]
             for name in ("pending", "asked", "stuck", "lost")
         }
-        assert 1.4 < asked["pending"] < 4 + suspended_s
-        assert 1.1 < asked["asked"] < 4 + suspended_s
-        assert RETRIEVAL_TIMEOUT_S - 0.2 < asked["stuck"] < RETRIEVAL_TIMEOUT_S + 3 + suspended_s
+        # Only requests and the pauses between them count towards the timeout. A busy machine delays both.
+        longest_s = RETRIEVAL_TIMEOUT_S + 3 + suspended_s
+        assert 1.4 < asked["pending"] < longest_s
+        assert 1.1 < asked["asked"] < longest_s
+        assert RETRIEVAL_TIMEOUT_S - 0.2 < asked["stuck"] < longest_s
     assert result["settled_s"] < RETRIEVAL_TIMEOUT_S + 6 + suspended_s
     for name, points in result["times"].items():
         for _, least_s, most_s in points:
