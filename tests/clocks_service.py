@@ -86,18 +86,8 @@ def read_whole(runtime: Runtime, url: str, model: str, middle: Middle) -> None:
     async def main() -> None:
         client = runtime.client(base_url=url, api_key="k", max_retries=0)
         with timed(model):
-            await read(client)
+            await read(client, model, middle.wait)
         await settle(client.close())
-
-    async def read(client: Any) -> None:
-        seen = 0
-        async with entered(
-            await settle(client.responses.create(model=model, input="x", stream=True))
-        ) as stream:
-            async for _ in items(stream):
-                seen += 1
-                if seen == READ:
-                    middle.wait()
 
     runtime.drive(main)
 
@@ -106,21 +96,23 @@ def leave(runtime: Runtime, url: str, model: str, middle: Middle) -> None:
     async def main() -> None:
         client = runtime.client(base_url=url, api_key="k", max_retries=0)
         with timed(model):
-            await read(client)
+            await read(client, model, None)
         middle.wait()
         await settle(client.close())
 
-    async def read(client: Any) -> None:
-        seen = 0
-        async with entered(
-            await settle(client.responses.create(model=model, input="x", stream=True))
-        ) as stream:
-            async for _ in items(stream):
-                seen += 1
-                if seen == READ:
-                    break
-
     runtime.drive(main)
+
+
+async def read(client: Any, model: str, half_way: Callable[[], object] | None) -> None:
+    """Read a stream, and call a function half-way; without one, leave the stream there."""
+    seen = 0
+    async with entered(await settle(client.responses.create(model=model, input="x", stream=True))) as stream:
+        async for _ in items(stream):
+            seen += 1
+            if seen == READ:
+                if half_way is None:
+                    break
+                half_way()
 
 
 def talk(runtime: Runtime, url: str, model: str, middle: Middle) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
@@ -15,6 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from calls import MODEL, SDK, entered, items, settle
 from embedded.answer import Answer, Json, usage
 from observed import Observed, eventually, token_attributes, usage_attributes
+from otel_responses_usage._surfaces._unread_messages import unread_messages
 from test_matrix import ASYNCIO, SYNC, Runtime
 
 HAS_WEBSOCKET = hasattr(Responses, "connect") and importlib.util.find_spec("websockets") is not None
@@ -252,3 +255,13 @@ TURNS: dict[str, Turn] = {
 async def rest(connection: Any) -> AsyncIterator[str]:
     async for event in items(connection):
         yield kind(event)
+
+
+async def has_all_arrived(connection: Any) -> None:
+    """Wait until the library has the last message of a response in its buffer."""
+    for _ in range(500):
+        unread = unread_messages(connection._connection)
+        if unread and b"response.completed" in unread[-1]:
+            return
+        await asyncio.sleep(0.01) if hasattr(connection, "__aiter__") else time.sleep(0.01)
+    pytest.fail("the response has not arrived")

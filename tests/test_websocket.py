@@ -47,6 +47,7 @@ from sockets import (
     both,
     client_of,
     first_connection,
+    has_all_arrived,
     kind,
     needs_websocket,
     of_model,
@@ -863,16 +864,6 @@ def test_every_ending(
 
 # All events but the last four. The library reads from the network again when no more than four are unread.
 MOST_EVENTS = 16
-
-
-async def has_all_arrived(connection: Any) -> None:
-    """Wait until the library has the last message of a response in its buffer."""
-    for _ in range(500):
-        unread = unread_messages(connection._connection)
-        if unread and b"response.completed" in unread[-1]:
-            return
-        await asyncio.sleep(0.01) if hasattr(connection, "__aiter__") else time.sleep(0.01)
-    pytest.fail("the response has not arrived")
 
 
 async def close_unread(connection: Any) -> None:

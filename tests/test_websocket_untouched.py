@@ -10,7 +10,6 @@ import logging
 import secrets
 import sys
 import threading
-import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -26,7 +25,6 @@ from embedded.http_server import Cut, Wait
 from observed import Observed, eventually
 from otel_responses_usage import ResponsesUsageInstrumentor
 from otel_responses_usage._call.lanes import Lanes
-from otel_responses_usage._surfaces._unread_messages import unread_messages
 from sockets import (
     CREATE,
     HAS_WEBSOCKET,
@@ -37,6 +35,7 @@ from sockets import (
     both,
     client_of,
     first_connection,
+    has_all_arrived,
     kind,
     needs_websocket,
     receive,
@@ -91,11 +90,7 @@ async def after_close(connection: Any) -> list[Any]:
 async def unread_after_close(connection: Any) -> list[Any]:
     """Receives after its own close what had arrived before."""
     results = await receive_bytes(connection, 16)  # with more than four unread, the library does not go on
-    for _ in range(500):
-        unread = unread_messages(connection._connection)
-        if unread and b"response.completed" in unread[-1]:
-            break
-        await asyncio.sleep(0.01) if hasattr(connection, "__aiter__") else time.sleep(0.01)
+    await has_all_arrived(connection)
     await settle(connection.close())
     for _ in range(9):
         try:

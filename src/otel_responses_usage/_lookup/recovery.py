@@ -18,7 +18,7 @@ from .._facts.response import Response
 from .._facts.usage import MissingReason, UsageSource
 from .imports import forks_wait, late_import
 from .job import Endpoint, Job, LookupResult
-from .worker import Pace, Workers, WorkShare
+from .worker import APPLICATION_WORK_SHARE, Pace, Workers, WorkShare
 
 if TYPE_CHECKING:
     from .lookups import LookUps, Retriever
@@ -72,7 +72,7 @@ class Recovery:
         self._running: dict[object, int] = {}  # callbacks that run now, and on which thread
         self._lookups: LookUps | None = None  # loaded with the first job
         self._closed = False
-        self._share = WorkShare(of_application=True)  # of callbacks that run at once
+        self._share = WorkShare(APPLICATION_WORK_SHARE)  # of callbacks that run at once
 
     def submit(self, job: Job) -> MissingReason | None:
         """Accept a job, or return the reason why not."""

@@ -27,7 +27,7 @@ _CALLBACK_PAUSE_S: Final = 1e-3
 # Work may take this share of the time. On a thread of the application the share is less, since there the work
 # delays the application. So much time before the work counts: a few look-ups do not rest.
 _WORK_SHARE: Final = 0.2
-_APPLICATION_WORK_SHARE: Final = 0.03
+APPLICATION_WORK_SHARE: Final = 0.03
 _COUNTED_TIME_S: Final = 0.1
 _LONGEST_REST_S: Final = 0.01
 
@@ -58,14 +58,8 @@ class Signal:
 class WorkShare:
     """Says when work has taken more than its share of the time. Any thread may call any method."""
 
-    def __init__(self, *, of_application: bool = False) -> None:
-        """Begin without work.
-
-        Args:
-            of_application: Whether the work runs on threads of the application.
-
-        """
-        self._share = _APPLICATION_WORK_SHARE if of_application else _WORK_SHARE
+    def __init__(self, share: float) -> None:
+        self._share = share
         # Until then the work so far has taken its share.
         self._earned_at_s = 0.0
 
@@ -98,7 +92,7 @@ class Pace:
         self.is_hurried = False
         self._lock = threading.Lock()
         self._local = threading.local()
-        self._share = WorkShare()
+        self._share = WorkShare(_WORK_SHARE)
 
     def begin(self) -> None:
         """Begin to work, when no other thread works.
