@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import re
+import subprocess
+import sys
 from enum import Enum
 from importlib import resources
 from pathlib import Path
@@ -31,8 +33,29 @@ def test_the_public_names_are_these() -> None:
         "UsageSource",
         "__version__",
     ]
-    visible = {name for name in vars(otel_responses_usage) if not name.startswith("_")}
-    assert visible == set(PUBLIC) - {"__version__"}
+    assert dir(otel_responses_usage) == sorted(PUBLIC)
+    with pytest.raises(AttributeError, match="no attribute 'Spans'"):
+        getattr(otel_responses_usage, "Spans")  # noqa: B009
+
+
+def test_what_few_applications_need_is_imported_when_it_is_needed() -> None:
+    """No process waits for a module that it does not use, and each use imports what it needs."""
+    program = """
+import sys
+import openai
+from otel_responses_usage import ResponsesUsageInstrumentor as Instrumentor
+
+late = ("_call_record", "_call.delivery", "_surfaces._websocket")
+loaded = lambda: [name for name in late if f"otel_responses_usage.{name}" in sys.modules]
+Instrumentor().instrument()
+openai.OpenAI(api_key="none").responses
+print(*loaded())
+from otel_responses_usage import CallRecord
+print(*loaded())
+"""
+    python = [sys.executable, "-c", program]
+    said = subprocess.run(python, check=True, capture_output=True, text=True).stdout  # noqa: S603
+    assert said.splitlines() == ["", "_call_record"]
 
 
 def methods_of(name: str) -> list[str]:

@@ -17,6 +17,9 @@ from .._config import NamedFunction
 from .._facts.response import Response
 from .._lookup.imports import forks_wait
 from .._lookup.worker import THREAD_NAME, Signal
+from .._telemetry.call_record import call_record
+from .._telemetry.neighbour import CallSpan
+from .._telemetry.record import Record
 
 _MAX_RECORDS: Final = 10_000
 _IDLE_S: Final = 5.0
@@ -93,6 +96,10 @@ class Delivery:
         self._busy: dict[_Mark, None] = {}
         self._locks: dict[None, _Locks] = {}
         self._thread: threading.Thread | None = None
+
+    def records_of(self, call_span: CallSpan, record: Record) -> CallRecords:
+        """Return the records of an ended call. None is delivered yet."""
+        return CallRecords(self, call_record(call_span, record))
 
     def put(self, record: CallRecord) -> None:
         """Have a record delivered soon."""

@@ -9,7 +9,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.trace import SpanContext
 
@@ -18,11 +18,14 @@ from .._facts.request import ResponsesRequest
 from .._lookup.recovery import Recovery
 from .._telemetry.neighbour import Neighbour
 from .._telemetry.telemetry import Telemetry
-from .delivery import Delivery
 from .hooks import NO_HOOKS, Hooks
 from .invocation import Invocation
 from .observation import Observation
 from .services import Services
+
+if TYPE_CHECKING:
+    from .._call_record import CallRecord
+    from .delivery import Delivery
 
 # Higher priorities run first. An application may flush its exporters at exit; `close` must run before.
 _EXIT_PRIORITY: Final = 1000
@@ -44,11 +47,7 @@ class Ledger:
     ) -> None:
         self._config = config
         self._hooks = hooks
-        self._delivery = (
-            None
-            if config.on_call is None
-            else Delivery(config.on_call, lambda loss: telemetry.count_on_call_loss(loss.value))
-        )
+        self._delivery = None if config.on_call is None else _make_delivery(config.on_call, telemetry)
         self._makes_chat_spans = config.spans != "never"
         self._telemetry = telemetry
         self._recovery = recovery
@@ -179,6 +178,12 @@ class Ledger:
 
     def _remove(self, invocation: Invocation) -> None:
         self._open.pop(invocation, None)
+
+
+def _make_delivery(on_call: Callable[[CallRecord], object], telemetry: Telemetry) -> Delivery:
+    from .delivery import Delivery  # most applications have no `on_call`, and need not wait for this import
+
+    return Delivery(on_call, lambda loss: telemetry.count_on_call_loss(loss.value))
 
 
 def _close_at_exit_of_child(close: Callable[[], None]) -> None:

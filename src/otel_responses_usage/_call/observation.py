@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .._facts.request import Server
 from .._facts.response import Response
@@ -13,7 +13,9 @@ from .._lookup.job import Job
 from .._lookup.recovery import Recovery
 from .._telemetry.telemetry import Telemetry
 from .._telemetry.uncounted import UncountedCall
-from .delivery import CallRecords
+
+if TYPE_CHECKING:
+    from .delivery import CallRecords
 
 _MAX_CALLS: Final = 10_000
 _KEPT_S: Final = 24 * 3600.0

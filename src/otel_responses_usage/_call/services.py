@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._config import Config
 from .._lookup.recovery import Recovery
 from .._telemetry.telemetry import Telemetry
-from .delivery import Delivery
 from .observation import Observation
+
+if TYPE_CHECKING:
+    from .delivery import Delivery
 
 
 class Services(NamedTuple):

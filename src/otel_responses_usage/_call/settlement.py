@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from opentelemetry.trace import NonRecordingSpan
 
@@ -18,11 +18,13 @@ from .._facts.usage import MissingReason, Usage, UsageSource
 from .._lookup.job import Endpoint, Job, LookupRequest, LookupResult, LookupTarget
 from .._story import Story
 from .._telemetry.neighbour import CallSpan
-from .._telemetry.record import Record, Retrieval, call_record
+from .._telemetry.record import Record, Retrieval
 from .._telemetry.uncounted import UncountedCall
-from .delivery import CallRecords, Delivery
 from .input_count import InputCount
 from .services import Services
+
+if TYPE_CHECKING:
+    from .delivery import CallRecords, Delivery
 
 # The usage was in the answer itself.
 _ANSWER_SOURCES: Final = frozenset({UsageSource.STREAM, UsageSource.RESPONSE})
@@ -303,7 +305,7 @@ class Settlement:
 
 @_fault.catch_and_report("telling the application of a call")
 def _records_of(call_span: CallSpan, record: Record, delivery: Delivery) -> CallRecords:
-    return CallRecords(delivery, call_record(call_span, record))
+    return delivery.records_of(call_span, record)
 
 
 def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:

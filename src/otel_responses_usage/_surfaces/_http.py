@@ -187,10 +187,11 @@ class HttpSurface:
         The scope has no invocation if the call is not recorded but runs inside of another one. The result is
         `None` if no scope is needed.
         """
-        invocation, outer = None, current_scope.get()
+        invocation, outer = None, NO_SCOPE
         try:
             if not self._ledger.accepts_calls:
                 return None  # this instrumentation is off; the outer scope may belong to another one
+            outer = current_scope.get()
             if client is None and args:  # the method was stored from the class, and not bound
                 client, args = args[0], args[1:]
             options = kwargs["options"] if "options" in kwargs else args[1]

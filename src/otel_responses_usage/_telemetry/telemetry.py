@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
 
 from .. import _fault
-from .._call_record import CallRecord
 from .._callback import result_of
 from .._facts.headers import RateLimit
 from .._facts.outcome import Outcome
@@ -27,8 +27,11 @@ from .attributes import (
 from .baggage import NO_BAGGAGE, BaggageReader
 from .instruments import GenAIInstruments, Origin, OwnInstruments
 from .neighbour import CallSpan, Neighbour
-from .record import Record, call_record
+from .record import Record
 from .uncounted import UncountedCall
+
+if TYPE_CHECKING:
+    from .._call_record import CallRecord
 
 
 class Telemetry:
@@ -45,7 +48,7 @@ class Telemetry:
         self._tracer = tracer
         self._reads_baggage = bool(baggage_keys)
         self._baggage = BaggageReader(baggage_keys)
-        self._response_hook = response_hook
+        self._tell_hook = None if response_hook is None else _with_record(response_hook)
         self._has_sdk = False
         self._instruments = [
             GenAIInstruments(meter, generation, has_fetches=generation is generations[0])
@@ -96,11 +99,14 @@ class Telemetry:
 
         Once true, it stays true.
         """
-        if not self._has_sdk:
-            # Before the application sets a provider, the tracer is a proxy without a real tracer.
-            tracer = getattr(self._tracer, "_tracer", self._tracer)
-            self._has_sdk = not isinstance(tracer, trace.NoOpTracer) or self._own_instruments.are_recorded
-        return self._has_sdk
+        if self._has_sdk:
+            return True
+        # Before the application sets a provider, the tracer is a proxy without a real tracer.
+        tracer = getattr(self._tracer, "_tracer", self._tracer)
+        if isinstance(tracer, trace.NoOpTracer) and not self._own_instruments.are_recorded:
+            return False
+        self._has_sdk = True
+        return True
 
     def is_recorded(self, call_span: CallSpan) -> bool:
         """Whether anything is recorded of this call: a span, or any metric."""
@@ -146,8 +152,8 @@ class Telemetry:
                 _run_step(self._add_to_neighbour, call_span, record, neighbour, is_told)
             elif span.is_recording():
                 _run_step(self._set_attributes, span, record)
-            if self._response_hook is not None:
-                _run_step(result_of, self._response_hook, span, call_record(call_span, record))
+            if self._tell_hook is not None:
+                _run_step(self._tell_hook, call_span, record)
         finally:
             if call_span.is_own:
                 _run_step(span.end, record.end_ns)
@@ -243,6 +249,13 @@ def _is_told(neighbour: Neighbour, record: Record) -> bool:
     except Exception:
         _fault.report("looking at another instrumentation's span")
         return False
+
+
+def _with_record(hook: Callable[[Span, CallRecord], object]) -> Callable[[CallSpan, Record], object]:
+    """Return a function that calls the hook with the record of a call."""
+    from .call_record import call_record
+
+    return lambda call_span, record: result_of(hook, call_span.span, call_record(call_span, record))
 
 
 def _run_step(step: Callable[..., object], *args: object) -> None:
