@@ -28,10 +28,10 @@ from calls import CUT, entered, items, settle
 from embedded.answer import FAILED, OUT_OF_QUOTA, Answer, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest
 from embedded.responses_api import Plan, ResponsesAPI, error
+from load import TLS, Server, Tally, memory
 from observed import eventually
 from otel_responses_usage import ResponsesUsageInstrumentor
 from sockets import HAS_WEBSOCKET, client_of, until_end
-from test_load import TLS, Server, Tally, memory
 from test_matrix import ASYNCIO, SYNC, Runtime
 
 if TYPE_CHECKING:

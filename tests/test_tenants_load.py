@@ -1,6 +1,6 @@
 """Whose tokens, under load: metrics, `on_call` and a table that it fills equal what the server billed.
 
-Server and application have processes of their own. `-m "not load"` leaves all of this out.
+Server and application have processes of their own.
 """
 
 from __future__ import annotations
@@ -31,13 +31,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from embedded.answer import Answer, new_id, usage
 from embedded.http_server import Hold, Reply, ScriptedServer, SeenRequest, Wait, frame
 from embedded.responses_api import Plan, ResponsesAPI
+from load import HTTP, TLS, allow_files, memory
 from otel_responses_usage import CallRecord, Config, ResponsesUsageInstrumentor
-from test_load import HTTP, TLS, allow_files, memory
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-pytestmark = pytest.mark.load
 
 STREAMS = 2_000
 TENANTS = 50

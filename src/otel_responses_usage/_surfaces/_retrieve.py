@@ -56,12 +56,14 @@ class HttpRetriever:
             return Answer(failure=Failure.RESOURCES if lacks_resources(error) else Failure.TRANSPORT)
         except (http.client.HTTPException, ValueError):  # not HTTP; not a host name; an unknown encoding
             return Answer(failure=Failure.TRANSPORT)
-        return Answer(
+        answer = Answer(
             status=reply.status,
             response=None if content else _response(body),
             retry_after_s=_retry_after_s(reply.headers),
             input_tokens=_input_tokens(body) if content else None,
         )
+        self._pace.let_application_in()
+        return answer
 
     def close(self) -> None:
         """Close the connections that are not in use."""
