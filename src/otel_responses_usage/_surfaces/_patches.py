@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from opentelemetry import metrics, trace
 
+from .. import _fault
 from .._call.ledger import Ledger
 from .._config import Spans
 from .._lookup.imports import late_import
@@ -117,16 +118,19 @@ class _LateWebSockets:
 
     def _late(self, name: str) -> Callable[..., Any]:
         def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-            return getattr(self._loaded(), name)(wrapped, instance, args, kwargs)
+            surface = self._surface or self._load()
+            if surface is None:
+                return wrapped(*args, **kwargs)
+            return getattr(surface, name)(wrapped, instance, args, kwargs)
 
         return wrapper
 
-    def _loaded(self) -> WebSocketSurface:
-        if self._surface is None:
-            with late_import:
-                from ._websocket import WebSocketSurface
+    @_fault.catch_and_report("importing what observes WebSockets")
+    def _load(self) -> WebSocketSurface:
+        with late_import:
+            from ._websocket import WebSocketSurface
 
-                self._surface = self._surface or WebSocketSurface(self._ledger, self._opener)
+            self._surface = self._surface or WebSocketSurface(self._ledger, self._opener)
         return self._surface
 
 
