@@ -1,6 +1,7 @@
-"""For tests with very many streams: the server as a process of its own, and providers that keep little.
+"""The server and the providers of tests with very many streams.
 
-So the server does not compete with the application for the interpreter.
+The server is a process of its own, which does not compete with the application for the interpreter. The
+providers keep little of a span.
 """
 
 from __future__ import annotations

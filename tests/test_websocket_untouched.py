@@ -364,27 +364,6 @@ def test_a_fault_of_ours_is_contained(
 
 
 @both
-def test_a_module_that_cannot_be_imported_changes_nothing(
-    instrument: Instrument, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What observes WebSockets is imported late, perhaps too late: a process that ends imports nothing."""
-    monkeypatch.setitem(sys.modules, "otel_responses_usage._surfaces._websocket", None)
-    observed = instrument()
-
-    async def main() -> None:
-        async with (
-            entered(client_of(runtime, api)) as client,
-            entered(client.responses.connect()) as connection,
-        ):
-            await send(connection)
-            assert len(await until_end(connection)) == 20
-
-    with served(lambda _: Turn(ANSWER)) as api:
-        runtime.drive(main)
-    assert observed.points("openai_responses.faults")
-
-
-@both
 def test_a_buffer_that_cannot_be_read_changes_nothing(
     observed: Observed, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,13 +23,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Import `CallRecord` when it is asked for: the import takes 2 ms, and few applications need it."""
-    if name != "CallRecord":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ._call_record import CallRecord
+if not TYPE_CHECKING:  # a type checker would take every name for one of this module
 
-    return CallRecord
+    def __getattr__(name: str) -> object:
+        """Import `CallRecord` when it is asked for. The import takes 2 ms, and few applications need it."""
+        if name != "CallRecord":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from ._call_record import CallRecord
+
+        return CallRecord
 
 
 def __dir__() -> list[str]:

@@ -5,21 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from opentelemetry import metrics, trace
 
-from .. import _fault
 from .._call.ledger import Ledger
 from .._config import Spans
-from .._lookup.imports import late_import
 from ._http import HttpSurface
 from ._opening import CallOpener
 from ._patch import Patch
 from ._providers import ProviderSurface
-
-if TYPE_CHECKING:
-    from ._websocket import WebSocketSurface
+from ._websocket import WebSocketSurface
 
 _CLIENT: Final = "openai._base_client"
 
@@ -47,7 +43,7 @@ class Patches:
         """Replace nothing yet. The tracer and the meter are those that the ledger reports to."""
         opener = CallOpener(ledger, spans)
         http = HttpSurface(ledger, opener)
-        self._websockets = websockets = _LateWebSockets(ledger, opener)
+        self._websockets = websockets = WebSocketSurface(ledger, opener)
         providers = ProviderSurface(ledger, tracer, meter)
         self._classes = http.classes
         self._replacements: tuple[_Replacement, ...] = (
@@ -98,40 +94,6 @@ class Patches:
             self._made.pop().remove()
         self._classes.remove()
         self._websockets.remove()
-
-
-class _LateWebSockets:
-    """The wrappers for WebSockets. Their module is imported at the first use: most processes have none."""
-
-    def __init__(self, ledger: Ledger, opener: CallOpener) -> None:
-        self._ledger = ledger
-        self._opener = opener
-        self._surface: WebSocketSurface | None = None
-        self.enter, self.async_enter, self.connection_made, self.enqueued = (
-            self._late(name) for name in ("enter", "async_enter", "connection_made", "enqueued")
-        )
-
-    def remove(self) -> None:
-        """Remove all taps."""
-        if self._surface is not None:
-            self._surface.remove()
-
-    def _late(self, name: str) -> Callable[..., Any]:
-        def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-            surface = self._surface or self._load()
-            if surface is None:
-                return wrapped(*args, **kwargs)
-            return getattr(surface, name)(wrapped, instance, args, kwargs)
-
-        return wrapper
-
-    @_fault.catch_and_report("importing what observes WebSockets")
-    def _load(self) -> WebSocketSurface:
-        with late_import:
-            from ._websocket import WebSocketSurface
-
-            self._surface = self._surface or WebSocketSurface(self._ledger, self._opener)
-        return self._surface
 
 
 def _has_feature(module: str) -> bool:

@@ -1,4 +1,7 @@
-"""What an application is told of an ended call. Imported only if it has asked for that: it takes 2 ms."""
+"""What an application is told of an ended call.
+
+Imported only if an application has asked for that. The import takes 2 ms.
+"""
 
 from __future__ import annotations
 
