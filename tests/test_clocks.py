@@ -162,12 +162,13 @@ def assert_sane(result: dict[str, Any], title: str, *, suspended_s: float = 0.0)
             name: result["told"][f"{name} {runtime}"]["openai_responses.retrieval.duration"]
             for name in ("pending", "asked", "stuck", "lost")
         }
-        # Only requests and the pauses between them count towards the timeout. A busy machine delays both.
-        longest_s = RETRIEVAL_TIMEOUT_S + 3 + suspended_s
+        # Only requests and the pauses between them count towards the timeout, not the delays of a busy
+        # machine. A look-up that believed the clock would take an hour.
+        longest_s = RETRIEVAL_TIMEOUT_S + 30 + suspended_s
         assert 1.4 < asked["pending"] < longest_s
         assert 1.1 < asked["asked"] < longest_s
         assert RETRIEVAL_TIMEOUT_S - 0.2 < asked["stuck"] < longest_s
-    assert result["settled_s"] < RETRIEVAL_TIMEOUT_S + 6 + suspended_s
+    assert result["settled_s"] < RETRIEVAL_TIMEOUT_S + 33 + suspended_s
     for name, points in result["times"].items():
         for _, least_s, most_s in points:
             assert 0 <= least_s <= most_s < 10 + suspended_s, name

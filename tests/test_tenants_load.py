@@ -183,7 +183,14 @@ def apply(url: str, folder: Path, way: str) -> None:
     instrument(telemetry, books, retrieval_timeout=TIMEOUT_S)
     if way == "signal":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))
+        sys.unraisablehook = stop_again
     asyncio.run(_apply(url, way))
+
+
+def stop_again(dropped: sys.UnraisableHookArgs) -> None:
+    """Send the signal again if its exception was dropped, as in a callback of asyncio's weak references."""
+    if isinstance(dropped.exc_value, SystemExit):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _apply(url: str, way: str) -> None:
