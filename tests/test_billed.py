@@ -108,8 +108,11 @@ COMPACTIONS = {
 }
 
 
+SDK_CLIENT = openai.OpenAI(api_key="none", base_url="http://127.0.0.1:1")
+
+
 def is_in_sdk(dotted: str) -> bool:
-    owner: Any = openai.OpenAI(api_key="none", base_url="http://127.0.0.1:1")
+    owner: Any = SDK_CLIENT
     for name in dotted.split("."):
         owner = getattr(owner, name, None)
     return owner is not None

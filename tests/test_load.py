@@ -32,6 +32,7 @@ TICK_S = 0.005
 # Two runs of a storm that nobody watches differ by a fifth, and on a busy machine by more.
 MOST_DELAY = 2.0
 MOST_BLOCKS = 500
+MOST_MB = 150
 
 
 def time_in_run_queue_s() -> float:
@@ -259,9 +260,9 @@ def test_a_storm_leaves_no_memory_behind(storms: dict[str, Storm]) -> None:
     """After all spans have ended, memory is back to where it was before the streams were opened.
 
     The interpreter keeps some hundred blocks from one storm to the next, watched or not, and however many
-    streams it has. What every stream leaves behind comes to thousands.
+    streams it has. What every stream leaves behind comes to thousands. The allocator keeps up to 80 MB.
     """
     watched = [storms["watched"], storms["default"]]
     assert sum(storm.blocks_left for storm in watched) < MOST_BLOCKS
     for storm in watched:
-        assert storm.mb_left < storm.peak_mb / 4
+        assert storm.mb_left < MOST_MB

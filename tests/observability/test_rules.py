@@ -19,7 +19,7 @@ from stack import EXAMPLE, RULES, hasten, price_examples
 
 def rules(path: Path) -> list[dict[str, Any]]:
     """The rules of a file, in order."""
-    groups = yaml.safe_load(path.read_text("utf-8"))["groups"]
+    groups = yaml.load(path.read_text("utf-8"), yaml.CSafeLoader)["groups"]  # much faster than in Python
     return [rule for group in groups for rule in group["rules"]]
 
 
