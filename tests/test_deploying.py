@@ -301,7 +301,10 @@ def stop_and_check(deployment: Deployment, folder: Path, *launcher: str, **envir
     """Run a deployment, stop it by SIGTERM while look-ups are pending, and look at what has arrived."""
     command = (*launcher, *deployment.command.split(), *deployment.extra.split())
     with running(folder, command, delay_s=deployment.delay_s, **environ) as program:
-        deployment.ask(program)
+        try:
+            deployment.ask(program)
+        except Exception as error:  # the servers say why they close a connection
+            raise AssertionError(program.log.read_text("utf-8")) from error
         program.wait_until_pending()
         program.process.terminate()
         assert program.process.wait(30) == deployment.code, program.log.read_text("utf-8")

@@ -660,7 +660,9 @@ def test_what_no_look_up_found_in_time_is_told(tmp_path: Path, serve: Serve) -> 
     """Look-ups that hang until the exit timeout leave the function some time to be told so."""
     setup = KEEPER.format(takes_s=0.001, exit_timeout=6)
     ran = run(tmp_path, serve(NamedAPI(before_get=Hold())), BUSY + "print(time.time())", setup)
-    assert ran.ended_at - float(ran.output) < 11, "less than two waits"
+    # Not the end of the process: on a busy machine the interpreter takes seconds to end.
+    told_at = (tmp_path / "told").stat().st_mtime
+    assert told_at - float(ran.output) < 11, "less than two waits"
     told = {model: rest for _, model, *rest in kept(tmp_path)}
     assert {model: told[model] for model in ("cut", "open")} == {
         "cut": ["None", "shutdown"],
