@@ -26,8 +26,6 @@ WITH_SOCKETS = int(os.environ.get("LOAD_STREAMS", "2000"))
 WITHOUT_SOCKETS = int(os.environ.get("LOAD_STREAMS", "10000"))
 PATIENCE_S = 300.0
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 # Blocks for each stream: the SDK's own examples and caches fill up slowly, but what every stream of one of
 # the four uses leaves behind comes to a quarter of a block at least.
 LEAK = 0.2
