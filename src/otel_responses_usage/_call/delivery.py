@@ -11,6 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
+from .. import _fault
 from .._call_record import CallRecord, late_record
 from .._callback import CoroutineError, result_of
 from .._config import NamedFunction
@@ -97,6 +98,7 @@ class Delivery:
         self._locks: dict[None, _Locks] = {}
         self._thread: threading.Thread | None = None
 
+    @_fault.catch_and_report("telling the application of a call")
     def records_of(self, call_span: CallSpan, record: Record) -> CallRecords:
         """Return the records of an ended call. None is delivered yet."""
         return CallRecords(self, call_record(call_span, record))

@@ -24,7 +24,7 @@ from .input_count import InputCount
 from .services import Services
 
 if TYPE_CHECKING:
-    from .delivery import CallRecords, Delivery
+    from .delivery import CallRecords
 
 # The usage was in the answer itself.
 _ANSWER_SOURCES: Final = frozenset({UsageSource.STREAM, UsageSource.RESPONSE})
@@ -263,7 +263,7 @@ class Settlement:
                 "settled", response=record.response.id, model=model, source=record.source, reason=reason
             )
         if delivery is not None and not call.request.is_fetch:
-            records = _records_of(call.call_span, record, delivery)
+            records = delivery.records_of(call.call_span, record)
 
         def finish() -> None:
             try:
@@ -301,11 +301,6 @@ class Settlement:
             tools=response.tools,
         )
         self._services.observation.keep(str(response.id), call, *jobs, records=records)
-
-
-@_fault.catch_and_report("telling the application of a call")
-def _records_of(call_span: CallSpan, record: Record, delivery: Delivery) -> CallRecords:
-    return delivery.records_of(call_span, record)
 
 
 def _missing_reason(reason: MissingReason, response: Response) -> MissingReason:
