@@ -8,12 +8,12 @@ an event loop, so what it does is what an application's thread would do.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import openai
@@ -218,7 +218,7 @@ def _read_by(method: str, events_in: Callable[[_Events, Any], int]) -> Callable[
     async def call(client: Any, **asked: Any) -> AsyncIterator[Reader]:
         made = client.responses.with_streaming_response.create(**asked, stream=True)
         async with entered(made) as response:
-            yield Reader(getattr(response, method)(), response.close, partial(events_in, _Events()))
+            yield Reader(getattr(response, method)(), response.close, functools.partial(events_in, _Events()))
 
     return call
 
@@ -250,6 +250,15 @@ async def resume(client: Any, **asked: Any) -> AsyncIterator[Reader]:
         yield reader
 
 
+@functools.cache
+def is_in_sdk(attribute: str) -> bool:
+    """Whether the client of the SDK that is installed has this attribute, which may be dotted."""
+    owner: Any = openai.OpenAI(api_key="none", base_url="http://127.0.0.1:1")
+    for name in attribute.split("."):
+        owner = getattr(owner, name, None)
+    return owner is not None
+
+
 @dataclass(frozen=True)
 class Call:
     """A way of calling, and which SDK has it."""
@@ -264,10 +273,7 @@ class Call:
 
     def is_in_sdk(self) -> bool:
         """Whether the SDK that is installed has it."""
-        owner: Any = openai.OpenAI(api_key="none", base_url="http://127.0.0.1:1")
-        for name in self.needs.split("."):
-            owner = getattr(owner, name, None)
-        return owner is not None
+        return is_in_sdk(self.needs)
 
 
 CALLS = (

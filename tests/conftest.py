@@ -12,7 +12,7 @@ import pytest
 
 from embedded.http_server import ScriptedServer, SeenRequest
 from embedded.responses_api import ResponsesAPI
-from observed import Observed
+from observed import PATIENCE_S, Observed
 from otel_responses_usage import Config, ResponsesUsageInstrumentor
 
 # A shell that runs the tests in the background ignores Ctrl-C, and the processes that they start would, too.
@@ -25,7 +25,10 @@ Serve = Callable[..., ScriptedServer]
 
 @pytest.fixture
 def instrument() -> Iterator[Instrument]:
-    """Switch the instrumentation on, with settings of the test's own; it is off again afterwards."""
+    """Switch the instrumentation on, with settings of the test's own; it is off again afterwards.
+
+    On a busy machine many look-ups may take longer than the default allows.
+    """
     on = []
 
     def switch_on(observed: Observed | None = None, **settings: Any) -> Observed:
@@ -33,7 +36,7 @@ def instrument() -> Iterator[Instrument]:
         ResponsesUsageInstrumentor().instrument(
             tracer_provider=observed.tracer_provider,
             meter_provider=observed.meter_provider,
-            config=Config(**{"exit_timeout": 0.5, **settings}),
+            config=Config(**{"exit_timeout": 0.5, "retrieval_timeout": PATIENCE_S, **settings}),
         )
         on.append(observed)
         return observed
@@ -45,7 +48,7 @@ def instrument() -> Iterator[Instrument]:
 
 @pytest.fixture
 def observed(instrument: Instrument) -> Observed:
-    """The instrumentation on, with the default settings."""
+    """The instrumentation on."""
     return instrument()
 
 

@@ -9,11 +9,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
-import json
-import os
 import resource
 import ssl
-import subprocess
 import sys
 import threading
 from collections import Counter
@@ -27,6 +24,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from embedded.answer import Answer, usage
 from embedded.http_server import Cut, Hold, Pause, Reply, ScriptedServer, SeenRequest, Wait
 from embedded.responses_api import Plan, ResponsesAPI
+from file_process import FileProcess, answer_words
 from observed import Observed
 
 # What a server takes for a look-up. Look-ups take a fifth of the interpreter; so all threads are in use.
@@ -79,14 +77,13 @@ def allow_files() -> int:
 
 
 def main() -> None:
-    """Serve, and obey what comes on stdin, a word a line, until that ends."""
+    """Serve, and obey words."""
     allow_files()
     served = Served()
     with ScriptedServer(served) as server:
-        print(json.dumps(server.url), flush=True)  # noqa: T201
-        for line in sys.stdin:
-            answer: Any = None
-            match line.strip():
+
+        def obey(word: str) -> Any:
+            match word:
                 case "cut":
                     served.cut.set()
                 case "hold look-ups":
@@ -94,55 +91,39 @@ def main() -> None:
                 case "release look-ups":
                     served.look_ups.set()
                 case "tell":
-                    ends = [
-                        exchange.ended_at
-                        for exchange in server.exchanges[:]
-                        if exchange.request.method == "POST" and exchange.ended_at is not None
-                    ]
-                    answer = {
-                        "truth": {
-                            response_id: [body["usage"]["input_tokens"], body["usage"]["output_tokens"]]
-                            for response_id, body in served.api.stored.items()
-                        },
-                        "cut_s": max(ends, default=0) - min(ends, default=0),
-                        "most_gets": server.peak_of("GET"),
-                    }
+                    return told_by(served, server)
                 case "forget":
                     served.cut.clear()
                     served.forget()
                     server.exchanges.clear()
-            print(json.dumps(answer), flush=True)  # noqa: T201
+            return None
+
+        answer_words(server.url, obey)
 
 
-class Server:
+def told_by(served: Served, server: ScriptedServer) -> dict[str, Any]:
+    """The true counts, how long the streams took to end, and how many look-ups coincided."""
+    ends = [
+        exchange.ended_at
+        for exchange in server.exchanges[:]
+        if exchange.request.method == "POST" and exchange.ended_at is not None
+    ]
+    return {
+        "truth": {
+            response_id: [body["usage"]["input_tokens"], body["usage"]["output_tokens"]]
+            for response_id, body in served.api.stored.items()
+        },
+        "cut_s": max(ends, default=0) - min(ends, default=0),
+        "most_gets": server.peak_of("GET"),
+    }
+
+
+class Server(FileProcess):
     """The server's process, as the tests see it."""
 
-    def __init__(self, *command: str | Path) -> None:
-        """Start it: this file, or another command that obeys some of the same words."""
-        here = Path(__file__)
-        paths = os.pathsep.join(str(here.parents[1] / name) for name in ("tests", "examples"))
-        self._process = subprocess.Popen(  # noqa: S603  # of this repository
-            [sys.executable, *(command or (here,))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join((paths, os.environ.get("PYTHONPATH", "")))},
-        )
-        self.url: Any = self._answer()
-
-    def __call__(self, word: str) -> Any:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{word}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def stop(self) -> None:
-        with self._process:
-            pass
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
+    def __init__(self) -> None:
+        super().__init__(__file__)
+        self.url: str = self.answer()
 
 
 # --- the application's process -------------------------------------------------------------------------

@@ -12,7 +12,10 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-PATIENCE_S = 15.0
+# What is to happen soon: a busy machine may take many times as long as an idle one.
+PATIENCE_S = 60.0
+# A process that takes longer hangs.
+HANGING_S = 300.0
 
 
 def eventually(holds: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:

@@ -24,6 +24,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
+from observed import HANGING_S
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
@@ -79,7 +81,7 @@ def run(name: str, *arguments: str | Path, **settings: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=HANGING_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout

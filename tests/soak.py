@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import json
 import sys
 import threading
 import time
@@ -28,7 +27,8 @@ from calls import CUT, entered, items, settle
 from embedded.answer import FAILED, OUT_OF_QUOTA, Answer, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest
 from embedded.responses_api import Plan, ResponsesAPI, error
-from load import TLS, Server, Tally, memory
+from file_process import FileProcess, answer_words
+from load import TLS, Tally, memory
 from observed import eventually
 from otel_responses_usage import ResponsesUsageInstrumentor
 from sockets import HAS_WEBSOCKET, client_of, until_end
@@ -134,15 +134,9 @@ class Serving:
 
 
 def serve() -> None:
-    """Serve, and obey what comes on stdin, a word a line, until that ends."""
+    """Serve, and obey words."""
     serving = Serving()
-    say(json.dumps(serving.urls))
-    for line in sys.stdin:
-        say(json.dumps(serving.billed() if line.strip() == "tell" else serving.forget()))
-
-
-def say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
+    answer_words(serving.urls, lambda word: serving.billed() if word == "tell" else serving.forget())
 
 
 # --- the application -----------------------------------------------------------------------------------
@@ -303,7 +297,7 @@ class State:
 class Soak:
     """Sums of all rounds, as the application made them and as they were told."""
 
-    server: Server
+    server: FileProcess
     tally: Tally = field(default_factory=Tally)
     calls: Counter[str] = field(default_factory=Counter)
     spans: int = 0
@@ -417,7 +411,8 @@ class Result:
 
 def soak(minutes: float) -> Result:
     """Make calls for so long."""
-    server = Server(Path(__file__), "serve")
+    server = FileProcess(__file__, "serve")
+    server.answer()  # its first addresses
     try:
         # What is made at first use is no leak.
         warm_up = Soak(server)
@@ -475,7 +470,7 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="for how long; an hour by default")
     result = soak(parser.parse_args().minutes)
-    say(str(result))
+    print(result)  # noqa: T201
     return 1 if result.faults else 0
 
 

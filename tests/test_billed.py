@@ -35,7 +35,7 @@ from billing import (
     tool_tokens,
     tool_usage,
 )
-from calls import CUT, HTTP, entered, settle
+from calls import CUT, HTTP, entered, is_in_sdk, settle
 from conftest import Instrument, Serve
 from embedded.answer import FAILED, OUT_OF_TOKENS, Answer, Ending, Json, usage
 from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Send
@@ -106,16 +106,6 @@ COMPACTIONS = {
     compact_bytes: "responses.compact",
     compact_by_post: "responses",
 }
-
-
-SDK_CLIENT = openai.OpenAI(api_key="none", base_url="http://127.0.0.1:1")
-
-
-def is_in_sdk(dotted: str) -> bool:
-    owner: Any = SDK_CLIENT
-    for name in dotted.split("."):
-        owner = getattr(owner, name, None)
-    return owner is not None
 
 
 WAYS = pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from embedded.answer import Answer, usage
 from embedded.http_server import ScriptedServer
 from embedded.otlp_receiver import OtlpReceiver
 from embedded.responses_api import Plan, ResponsesAPI
+from observed import HANGING_S
 from otel_responses_usage import MissingReason
 from programs import run
 
@@ -150,7 +151,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `scripts/docs` builds it. A dead link or anchor fails the build."""
     folder = tmp_path_factory.mktemp("docs")
     command = [sys.executable, ROOT / "scripts" / "site.py", folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING_S, check=False)  # noqa: S603
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No issues found" in done.stdout + done.stderr
     return folder / "site"
@@ -222,7 +223,7 @@ def test_a_dead_link_fails_the_build(link: str, is_there: bool, tmp_path: Path) 
     (tmp_path / "docs" / "reference.md").write_text("# Reference\n")
     (tmp_path / "docs" / "index.md").write_text(f"# Index\n\n[link]({link})\n")
     command = [sys.executable, tmp_path / "scripts" / "site.py"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING_S, check=False)  # noqa: S603
     assert (done.returncode == 0) == is_there, done.stdout + done.stderr
 
 
@@ -286,7 +287,13 @@ def _run_beside_servers(command: list[str], folder: Path) -> subprocess.Complete
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint,
         }
         done = subprocess.run(  # noqa: S603  # the pages' own
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+            command,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=HANGING_S,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done

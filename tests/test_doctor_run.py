@@ -105,7 +105,7 @@ APPLICATIONS: dict[str, tuple[str, tuple[str, ...], set[str], set[str]]] = {
     "providers twice": (SET_UP + CALL, ("--zero-code",), set(), {"provider-twice"}),
     "another API": (SET_UP + OTHER_API, (), set(), {"other-api", "no-calls"}),
     "suppressed": (SET_UP + SUPPRESSED, (), set(), {"calls-suppressed"}),
-    "no end": (SET_UP + CALL + "import time; time.sleep(120)", ("--timeout", "12"), set(), {"run-stopped"}),
+    "no end": (SET_UP + CALL + "import time; time.sleep(120)", ("--timeout", "30"), set(), {"run-stopped"}),
 }
 
 

@@ -18,6 +18,7 @@ from conftest import Serve
 from embedded.answer import Answer, new_id, usage
 from embedded.http_server import Cut, Hold, Pause, Reply, ScriptedServer, SeenRequest, Step
 from embedded.responses_api import Plan, ResponsesAPI
+from observed import HANGING_S
 
 ANSWER = Answer(
     pieces=tuple(f"piece {n} " for n in range(12)), usage=usage(31, 245, cached=16, reasoning=128)
@@ -218,7 +219,7 @@ def begin(
 def finish(folder: Path, process: subprocess.Popen[str]) -> Ran:
     """Wait until the application has ended, and read what it has exported."""
     try:
-        output, complaints = process.communicate(timeout=60)
+        output, complaints = process.communicate(timeout=HANGING_S)
     finally:
         process.kill()
     exported = {

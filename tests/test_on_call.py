@@ -29,7 +29,7 @@ from conftest import Instrument, Serve
 from embedded.answer import Answer, FunctionCall, new_id, usage
 from embedded.http_server import Cut, Hold, Pause, Reply, ScriptedServer, SeenRequest
 from embedded.responses_api import Plan, ResponsesAPI, error
-from observed import Observed, eventually
+from observed import HANGING_S, Observed, eventually
 from otel_responses_usage import (
     CallRecord,
     Config,
@@ -780,7 +780,7 @@ def test_under_greenlets(library: str, patch: str, serve: Serve) -> None:
         env={**os.environ, "OPENAI_API_KEY": "k", "OPENAI_BASE_URL": f"{server.url}/v1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGING_S,
         check=False,
     )
     told = [("cut", 245), ("whole", 245), ("whole", 245), ("whole", 245)]
@@ -834,7 +834,7 @@ def zero_code(folder: Path, serve: Serve, *command: str, on_call: str) -> subpro
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGING_S,
         check=False,
     )
 

@@ -24,7 +24,7 @@ from embedded.answer import Answer, usage
 from embedded.http_server import Cut, Exchange, Hold, Pause, Reply, ScriptedServer, SeenRequest
 from embedded.otlp_receiver import OtlpReceiver, Point, ReceivedMetric, ReceivedSpan, Scope
 from embedded.responses_api import Plan, ResponsesAPI, error
-from observed import usage_attributes
+from observed import HANGING_S, usage_attributes
 
 MODEL = "gpt-5.4-mini"
 SCOPE = Scope(
@@ -178,7 +178,7 @@ def run(
             },
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANGING_S,
             check=False,
         )
         exited_at = time.time()
@@ -330,7 +330,7 @@ def test_a_span_has_the_times_of_its_stream(shop: Run, call: str) -> None:
     start, end, last_write = span.start_ns / 1e9, span.end_ns / 1e9, stream.last_write_at
     assert last_write is not None
     assert stream.request.at - 0.5 < start < stream.request.at
-    assert last_write < end < shop.ended_at[call] < end + 0.05
+    assert last_write < end < shop.ended_at[call]
     assert all(end < exchange.request.at for exchange in look_up)
 
 
@@ -459,10 +459,12 @@ def test_a_hanging_look_up_does_not_hold_an_exit_up(tmp_path: Path, protocol: st
         protocol=protocol,
         directory=tmp_path,
         zero_code=True,
-        OTEL_RESPONSES_USAGE_EXIT_TIMEOUT="1",
+        # More than the default, and much less than the look-up may take.
+        OTEL_RESPONSES_USAGE_EXIT_TIMEOUT="6",
+        OTEL_RESPONSES_USAGE_RETRIEVAL_TIMEOUT="120",
     )
     span = shop.spans["hanging"]
-    assert 1 <= shop.exited_at - shop.ended_at["hanging"] < 4
+    assert 6 <= shop.exited_at - shop.ended_at["hanging"] < 60
     assert span.attributes["openai_responses.usage.missing_reason"] == "shutdown"
     assert "openai_responses.usage.source" not in span.attributes
     assert span.end_ns / 1e9 < shop.ended_at["hanging"]

@@ -15,7 +15,7 @@ from embedded.answer import Answer, usage
 from embedded.http_server import Hold, ScriptedServer
 from embedded.otlp_receiver import OtlpReceiver
 from embedded.responses_api import Plan, ResponsesAPI
-from observed import usage_attributes
+from observed import HANGING_S, usage_attributes
 from otel_responses_usage import MissingReason, UsageSource
 
 PAGE = ROOT / "README.md"
@@ -38,7 +38,7 @@ def test_the_example_by_hand_exports_what_was_billed(tmp_path: Path) -> None:
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint,
         }
         command = [sys.executable, str(program)]
-        subprocess.run(command, env=environment, check=True, timeout=60)  # noqa: S603  # the README's own
+        subprocess.run(command, env=environment, check=True, timeout=HANGING_S)  # noqa: S603  # the README's own
     [span] = receiver.spans
     assert span.name == "chat gpt-5.4-mini"
     assert span.attributes["openai_responses.stream.outcome"] == "closed"

@@ -18,6 +18,7 @@ import openai
 import pytest
 
 import otel_responses_usage
+from observed import HANGING_S
 from otel_responses_usage._commands import COMMANDS, main, reconcile
 from otel_responses_usage._commands.reconcile_compare import Cause, compare
 from otel_responses_usage._commands.reconcile_facts import CounterRow, Counts, ProviderRow
@@ -525,13 +526,13 @@ def test_the_commands_are_not_imported_by_the_package() -> None:
         "print([name for name in sys.modules if name.startswith('otel_responses_usage._commands')])"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING_S, check=True)  # noqa: S603
     assert done.stdout == "[]\n"
 
 
 def run_module(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "otel_responses_usage", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANGING_S, check=False)  # noqa: S603
 
 
 def test_the_command_runs_as_a_module() -> None:

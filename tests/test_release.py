@@ -18,14 +18,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 import otel_responses_usage
 from embedded.answer import Answer, usage
 from embedded.http_server import Hold, ScriptedServer
 from embedded.otlp_receiver import OtlpReceiver
 from embedded.responses_api import Plan, ResponsesAPI
+from observed import HANGING_S
 from programs import ROOT, run
 
 VERSION = otel_responses_usage.__version__
@@ -44,7 +43,7 @@ def command(*words: str | Path, cwd: Path = ROOT, **environ: str) -> str:
         env={**os.environ, "no_proxy": "127.0.0.1", **environ},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGING_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -215,6 +214,9 @@ def test_without_an_address_no_link_leads_nowhere(build: Build) -> None:
 
 def test_the_sbom_names_what_the_package_asks_for(build: Build) -> None:
     """It is a valid CycloneDX document, with this version and the requirements of the metadata."""
+    from cyclonedx.schema import SchemaVersion  # takes a second, in every process that collects the tests
+    from cyclonedx.validation.json import JsonStrictValidator
+
     text = wheel_of(build()).read(f"{NAME}.dist-info/sboms/otel-responses-usage.cdx.json").decode()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     document = json.loads(text)
@@ -257,7 +259,11 @@ def install(python: Path, *requirements: str) -> None:
         (python, "-m", "pip", "--disable-pip-version-check", "install"),
     ):
         done = subprocess.run(  # noqa: S603
-            [*installer, "--quiet", *requirements], capture_output=True, text=True, timeout=300, check=False
+            [*installer, "--quiet", *requirements],
+            capture_output=True,
+            text=True,
+            timeout=HANGING_S,
+            check=False,
         )
         if done.returncode == 0:
             return
@@ -281,7 +287,7 @@ def run_by_hand(python: Path, directory: Path) -> OtlpReceiver:
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.grpc_endpoint,
         }
         words = [str(python), "by_hand.py"]
-        subprocess.run(words, cwd=directory, env=environment, check=True, timeout=60)  # noqa: S603
+        subprocess.run(words, cwd=directory, env=environment, check=True, timeout=HANGING_S)  # noqa: S603
     return receiver
 
 
@@ -329,7 +335,7 @@ def test_it_is_installed_and_upgraded(build: Build, empty: Path, tmp_path: Path)
 
 def check_release(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, str(ROOT / "scripts" / "check-release"), f"--root={root}", *options]
-    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    return subprocess.run(words, capture_output=True, text=True, timeout=HANGING_S, check=False)  # noqa: S603
 
 
 def test_version_changelog_and_tags_agree() -> None:

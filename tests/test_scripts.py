@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from observed import HANGING_S
+
 ROOT = Path(__file__).parents[1]
 MARK = "made-by-scripts"
 
@@ -43,7 +45,7 @@ def bash(checkout: Path, command: str) -> subprocess.CompletedProcess[str]:
         env={"PATH": f"{checkout}/path:{os.environ['PATH']}", "LOG": f"{checkout}/log"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HANGING_S,
         check=False,
     )
 
@@ -145,7 +147,7 @@ def test_building_says_beforehand_what_it_takes(checkout: Path) -> None:
         env={"PATH": f"{checkout}/path", "HOME": str(checkout)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HANGING_S,
         check=False,
     )
     assert done.returncode == 1

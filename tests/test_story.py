@@ -18,6 +18,7 @@ from conftest import Instrument, Serve
 from embedded.answer import Answer, usage
 from embedded.http_server import Cut, Hold, ScriptedServer
 from embedded.responses_api import Plan, ResponsesAPI, error
+from observed import HANGING_S
 
 MODEL = "gpt-5.4-mini"
 PROMPT, ANSWER, KEY = "canary-prompt-77", "canary-answer-78", "sk-canary-key-79"
@@ -173,7 +174,7 @@ def test_the_log_of_a_process_has_neither_content_nor_credentials(tmp_path: Path
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGING_S,
         check=True,
     )
     told = [

@@ -12,14 +12,13 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import openai
 import pytest
@@ -31,11 +30,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from embedded.answer import Answer, new_id, usage
 from embedded.http_server import Hold, Reply, ScriptedServer, SeenRequest, Wait, frame
 from embedded.responses_api import Plan, ResponsesAPI
+from file_process import FileProcess, answer_words
 from load import HTTP, TLS, allow_files, memory
 from otel_responses_usage import CallRecord, Config, ResponsesUsageInstrumentor
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 STREAMS = 2_000
 TENANTS = 50
@@ -78,15 +75,17 @@ class Served(ResponsesAPI):
 
 
 def serve() -> None:
-    """Serve, and obey what comes on stdin, a word a line, until that ends."""
+    """Serve, and answer each word with the bill."""
     allow_files()
     served = Served()
+
+    def obey(word: str) -> Bill:
+        if word == "go on":
+            served.goes_on.set()
+        return served.bill
+
     with ScriptedServer(served) as server:
-        print(json.dumps(server.url), flush=True)  # noqa: T201
-        for line in sys.stdin:
-            if line.strip() == "go on":
-                served.goes_on.set()
-            print(json.dumps(served.bill), flush=True)  # noqa: T201
+        answer_words(server.url, obey)
 
 
 # --- the application's process -------------------------------------------------------------------------
@@ -246,39 +245,8 @@ async def _apply(url: str, way: str) -> None:
 # --- the tests -----------------------------------------------------------------------------------------
 
 
-class Process:
-    """A process that runs this file."""
-
-    def __init__(self, *arguments: str) -> None:
-        here = Path(__file__)
-        paths = os.pathsep.join(str(here.parents[1] / name) for name in ("tests", "examples"))
-        self.process = subprocess.Popen(  # noqa: S603  # this very file
-            [sys.executable, str(here), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join((paths, os.environ.get("PYTHONPATH", "")))},
-        )
-        self._timer = threading.Timer(2 * TIMEOUT_S, self.process.kill)
-        self._timer.start()
-
-    def say(self, word: str) -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{word}\n")
-        self.process.stdin.flush()
-        return json.loads(self.line())
-
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        with self.process:
-            self.process.kill()
+def process(*arguments: str) -> FileProcess:
+    return FileProcess(__file__, *arguments, most_s=2 * TIMEOUT_S)
 
 
 def kept_by_the_application(folder: Path) -> Bill:
@@ -300,15 +268,15 @@ def test_every_tenant_has_its_tokens_once(way: str, code: int, tmp_path: Path) -
     if allow_files() < STREAMS + 500:
         pytest.skip("the system does not allow that many open files")
     with ExitStack() as stack:
-        server = stack.enter_context(Process("serve"))
-        application = stack.enter_context(Process("apply", json.loads(server.line()), str(tmp_path), way))
+        server = stack.enter_context(process("serve"))
+        application = stack.enter_context(process("apply", server.answer(), str(tmp_path), way))
         assert application.line() == "all are open"
-        server.say("go on")
+        server("go on")
         if way != "end":
             assert application.line() == "under way"
             application.process.send_signal(signal.SIGTERM)
         assert application.process.wait(TIMEOUT_S) == code
-        billed: Bill = server.say("tell")
+        billed: Bill = server("tell")
     told, counted, others = json.loads((tmp_path / "told.json").read_text())
     counted.pop("", None)
     assert sum(calls for calls, *_ in billed.values()) == STREAMS

@@ -32,6 +32,7 @@ from browsers import chromium
 from embedded.http_server import Reply, ScriptedServer, Send
 from embedded.otlp_receiver import OtlpReceiver
 from endpoint import likely_cause
+from observed import HANGING_S
 from otel_responses_usage import MissingReason, Outcome, UsageSource
 from outlets import CountingMetricExporter, CountingSpanExporter, Outlet
 from pictures import PICTURES, RECORDING, drawn
@@ -94,7 +95,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANGING_S,
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, "")
@@ -431,7 +432,7 @@ def test_a_dead_endpoint_is_named_once_with_its_cause() -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGING_S,
         check=False,
     )
     assert done.returncode == 1

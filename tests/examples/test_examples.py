@@ -15,6 +15,7 @@ from opentelemetry.sdk.environment_variables import (
 )
 
 from embedded.otlp_receiver import OtlpReceiver
+from observed import HANGING_S
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -35,7 +36,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGING_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from observed import HANGING_S
 from programs import COLLECTOR_CONFIG, JAEGER_CONFIG, ROOT, run
 from stack import EXAMPLE
 
@@ -40,7 +41,7 @@ def test_the_file_follows_the_schema() -> None:
     """The Compose specification's own schema has no objection."""
     checker = Path(sys.executable).with_name("check-jsonschema")
     command = [checker, "--builtin-schema", "vendor.compose-spec", COMPOSE]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING_S, check=False)  # noqa: S603
     assert done.returncode == 0, done.stdout
 
 

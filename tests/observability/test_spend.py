@@ -21,6 +21,7 @@ import yaml
 
 from embedded.answer import new_id, usage
 from embedded.http_server import Hold, Reply, ScriptedServer, SeenRequest
+from observed import HANGING_S
 from programs import wait_until
 from stack import MODEL, Stack, hasten, price_examples
 
@@ -285,7 +286,7 @@ class Shop:
                     **settings,
                 },
                 check=True,
-                timeout=60,
+                timeout=HANGING_S,
             )
             yield till
 

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
@@ -19,17 +19,13 @@ from .._facts.headers import AnswerHeaders
 from .._facts.outcome import CLOSED
 from .._facts.request import returned_response_id
 from .._facts.response import Response, is_response_object
-from .._facts.usage import MissingReason
-from .._lookup.imports import late_import
 from ._classes import ClientClasses
 from ._describe import describe_http_request, describe_options, server_of
 from ._opening import CallOpener
 from ._reading import call_when_read
 from ._scope import NO_SCOPE, RequestScope, current_scope
 from ._tap import tap
-
-if TYPE_CHECKING:
-    from ._target import Target
+from ._target_factory import TargetFactory, no_target
 
 Wrapped = Callable[..., Any]
 
@@ -292,48 +288,15 @@ def _sent_ns(response: Any) -> int | None:
     return time.time_ns() - int((time.perf_counter() - started_s) * 1e9)
 
 
-class _TargetFactory:
-    """Makes the look-up target for a response id. Each open stream has one.
-
-    It keeps no reference to the clients: a dropped client must close its connections at once, in its own
-    thread. It keeps no reference to the request, which contains the prompt. The default headers belong to
-    the clients, and all their streams share them.
-    """
-
-    __slots__ = ("_client_class", "_client_headers", "_default_headers", "_headers", "_transport", "_url")
-
-    def __init__(self, client: Any, request: Any) -> None:
-        http_client = client._client  # noqa: SLF001
-        choose = getattr(http_client, "_transport_for_url", None)
-        self._transport = choose(request.url) if choose is not None else None
-        self._client_class = type(http_client)
-        self._url = request.url
-        self._headers = request.headers
-        self._default_headers = getattr(client, "_custom_headers", ())
-        self._client_headers = getattr(http_client, "headers", ())
-
-    def __call__(self, response_id: str) -> Target | MissingReason:
-        with late_import:
-            from ._target import make_target
-        default_names = (*self._default_headers, *self._client_headers)
-        return make_target(
-            self._transport, self._client_class, self._url, self._headers, default_names, response_id
-        )
-
-
-def _no_target(response_id: str) -> MissingReason:  # noqa: ARG001  # called like a `_TargetFactory`
-    """Return the reason for an answer that no connection carried: a test has mocked the transport."""
-    return MissingReason.TRANSPORT_ERROR
-
-
 def _attach(invocation: Invocation, client: Any, response: Any) -> None:
     first = response.history[0] if response.history else response
-    make_target = _TargetFactory(client, first.request) if _has_connection(response) else _no_target
+    sent = first.request
+    make_target = TargetFactory(client, sent.url, sent.headers) if _has_connection(response) else no_target
     if not invocation.on_answer(make_target):
         return
     invocation.on_headers(_facts_of(response.headers))
     if invocation.keeps_content:
-        invocation.on_sent(first.request.content)
+        invocation.on_sent(sent.content)
     if _is_body_read(response):
         invocation.on_document(response.content)
     else:

@@ -12,7 +12,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from opentelemetry import context as otel_context
 from opentelemetry.trace import SpanContext
@@ -22,18 +22,15 @@ from .._answer.message import decoded
 from .._call.invocation import Invocation
 from .._call.lanes import Lanes, SentMessage
 from .._call.ledger import Ledger
+from .._call.settlement import MakeTarget
 from .._facts.outcome import CANCELLED
 from .._facts.request import ResponsesRequest, Server, describe_message
 from .._facts.response import Response
-from .._facts.usage import MissingReason
-from .._lookup.imports import late_import
 from ._describe import is_azure
 from ._opening import CallOpener
 from ._scope import NO_SCOPE
+from ._target_factory import TargetFactory, no_target
 from ._unread_messages import unread_messages
-
-if TYPE_CHECKING:
-    from ._target import Target
 
 Wrapped = Callable[..., Any]
 
@@ -213,7 +210,7 @@ class _Caller:
         self._opener = opener
         self._connection_ref = weakref.ref(connection)
         self._server = Server.from_url_parts(None, None, "")
-        self._make_target: Callable[[str], Target | MissingReason] = _no_target
+        self._make_target: MakeTarget = no_target
         if opened is not None:
             url = opened.url
             scheme = _SCHEMES.get(url.scheme, url.scheme)
@@ -221,7 +218,7 @@ class _Caller:
             azure = is_azure(client_class)
             self._server = Server.from_url_parts(url.host, url.port, scheme, azure=azure)
             try:
-                self._make_target = _TargetFactory(
+                self._make_target = _target_factory(
                     opened.client, url.copy_with(scheme=scheme), socket.request
                 )
             except Exception:
@@ -397,44 +394,17 @@ class _ConnectionTap:
             self._lanes.on_unread(unread_messages(self._socket_ref()))
 
 
-class _TargetFactory:
-    """Makes the look-up target for a response id. All calls of a connection share it.
-
-    It repeats the credentials of the handshake, and uses the transport of the client. It keeps no reference
-    to the client.
-    """
-
-    __slots__ = ("_client_class", "_client_headers", "_default_headers", "_headers", "_transport", "_url")
-
-    def __init__(self, client: Any, url: Any, handshake: Any) -> None:
-        http_client = client._client  # noqa: SLF001
-        library = sys.modules[type(url).__module__.partition(".")[0]]
-        self._url = url.copy_with(raw_path=handshake.path.encode("ascii"))
-        self._client_class = type(http_client)
-        choose = getattr(http_client, "_transport_for_url", None)
-        self._transport = choose(self._url) if choose is not None else None
-        self._default_headers = getattr(client, "_custom_headers", ())
-        self._client_headers = getattr(http_client, "headers", ())
-        self._headers = library.Headers(
-            [
-                (name, value)
-                for name, value in handshake.headers.raw_items()
-                if not name.lower().startswith(("sec-websocket-", "upgrade"))
-            ]
-        )
-
-    def __call__(self, response_id: str) -> Target | MissingReason:
-        with late_import:
-            from ._target import make_target
-        default_names = (*self._default_headers, *self._client_headers)
-        return make_target(
-            self._transport, self._client_class, self._url, self._headers, default_names, response_id
-        )
-
-
-def _no_target(response_id: str) -> MissingReason:  # noqa: ARG001  # called like a `_TargetFactory`
-    """Return the reason for a connection whose client is not known."""
-    return MissingReason.TRANSPORT_ERROR
+def _target_factory(client: Any, url: Any, handshake: Any) -> TargetFactory:
+    """Return what makes the targets of all calls of a connection, with the credentials of its handshake."""
+    library = sys.modules[type(url).__module__.partition(".")[0]]
+    headers = library.Headers(
+        [
+            (name, value)
+            for name, value in handshake.headers.raw_items()
+            if not name.lower().startswith(("sec-websocket-", "upgrade"))
+        ]
+    )
+    return TargetFactory(client, url.copy_with(raw_path=handshake.path.encode("ascii")), headers)
 
 
 def _is_read_by_sdk() -> bool:

@@ -544,6 +544,12 @@ KINDS: Final[dict[str, Kind]] = {
         "A test call to a server of `doctor` itself was not recorded.",
         "Look at the other findings. If there are none, report it: this is a fault of this package.",
     ),
+    "test-call-late": Kind(
+        Area.PATCHES,
+        _P,
+        "The test was stopped because its time was up. What it had not tried until then is not known.",
+        "Try again with a longer `--timeout`.",
+    ),
     # --- neighbours
     "neighbour": Kind(
         Area.NEIGHBOURS,
@@ -711,6 +717,11 @@ KINDS: Final[dict[str, Kind]] = {
     ),
 }
 
+# What a test that was stopped too soon seems to show.
+_OF_A_STOPPED_TEST: Final = frozenset(
+    {"no-sdk", "not-instrumented", "run-unseen", "test-call-missed", "delivery-untried"}
+)
+
 # Findings that follow from another one in the same report, and are left out beside it.
 _CONSEQUENCES: Final[dict[str, frozenset[str]]] = {
     "exporter-unknown": frozenset({"set-up-failed", "no-sdk", "not-instrumented"}),
@@ -728,6 +739,8 @@ _CONSEQUENCES: Final[dict[str, frozenset[str]]] = {
     "openai-unsupported": frozenset({"not-instrumented"}),
     "endpoint-scheme": frozenset({"tls-unexpected", "delivery-failed"}),
     "endpoint-path": frozenset({"delivery-not-found"}),
+    "delivery-late": frozenset({"test-call-late", *_OF_A_STOPPED_TEST}),
+    "test-call-late": _OF_A_STOPPED_TEST,
     "proxy-failed": frozenset({"proxy"}),
     "headers-invalid": frozenset({"log-warning"}),
     "temporality-unknown": frozenset({"log-warning"}),

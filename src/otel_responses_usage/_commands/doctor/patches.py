@@ -15,6 +15,10 @@ _TEST_CALLS: Final = 2
 def check_patches(situation: Situation) -> Iterator[Finding]:
     """Check that the instrumentation is on, and that its wrappers are in place."""
     state = situation.state
+    if situation.is_trial and situation.run is not None and situation.run.is_stopped:
+        yield find(
+            "test-call-late", f"Test calls until then: {situation.report.count('ended')} of {_TEST_CALLS}."
+        )
     if situation.run is None or not state or situation.report.main is None:
         return
     if not state.get("instrumented"):
