@@ -19,6 +19,7 @@ from typing import Any
 import openai
 import pytest
 from openai._streaming import SSEDecoder
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
@@ -461,9 +462,12 @@ def accumulates(row: Row) -> bool:
     """Whether the SDK's manager can put the answer together; older ones do not know every kind of item."""
     answer = HTTP.Response(200, headers={"content-type": "text/event-stream"}, content=Recording.of(row).body)
     transport = HTTP.MockTransport(lambda _: answer)
-    with openai.OpenAI(
-        api_key="k", base_url="http://127.0.0.1/v1", http_client=HTTP.Client(transport=transport)
-    ) as client:
+    with (
+        suppress_instrumentation(),
+        openai.OpenAI(
+            api_key="k", base_url="http://127.0.0.1/v1", http_client=HTTP.Client(transport=transport)
+        ) as client,
+    ):
         try:
             with client.responses.stream(model="m", input="x") as stream:
                 list(stream)
