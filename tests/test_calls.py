@@ -10,9 +10,11 @@ import importlib
 import inspect
 import json
 import logging
+import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -27,9 +29,9 @@ from pydantic import BaseModel
 from calls import CUT, HTTP, items, settle, since
 from conftest import Instrument, Serve
 from embedded.answer import OUT_OF_QUOTA, Answer, FunctionCall, usage
-from embedded.http_server import Cut, Hold, Reply, ScriptedServer, Send, frame
+from embedded.http_server import Cut, Hold, Reply, ScriptedServer, SeenRequest, Send, Wait, frame
 from embedded.responses_api import Plan, ResponsesAPI, error
-from observed import Observed, eventually, token_attributes, usage_attributes
+from observed import PATIENCE_S, Observed, eventually, token_attributes, usage_attributes
 from otel_responses_usage import ResponsesUsageInstrumentor
 
 ANSWER = Answer(pieces=("one ", "two ", "three "), usage=usage(7, 21, cached=3, reasoning=11))
@@ -885,6 +887,43 @@ def test_a_stream_open_when_the_instrumentation_goes_is_told(instrument: Instrum
     attributes = attributes_of(observed)
     assert attributes["openai_responses.stream.outcome"] == "exit"
     assert attributes["error.type"] == "process_exit"
+
+
+def test_what_arrives_after_the_end_of_a_call_is_not_counted(instrument: Instrument, serve: Serve) -> None:
+    """The application reads on while the usage of a call that has ended is looked up."""
+    observed = instrument(exit_timeout=PATIENCE_S)
+    api = ResponsesAPI(lambda _: Plan(Answer(pieces=("word ",) * 12)))
+    has_ended, is_read = threading.Event(), threading.Event()
+
+    def answer(request: SeenRequest) -> Reply:
+        reply = api(request)
+        if request.method == "GET":
+            has_ended.set()
+            return replace(reply, before=(Wait(is_read),))
+        return replace(reply, steps=(*reply.steps[:8], Wait(has_ended), *reply.steps[8:]))
+
+    seen: list[str] = []
+
+    def read() -> None:
+        for event in client.responses.create(**ASKED, stream=True):
+            seen.append(event.type)  # noqa: PERF401  # watched meanwhile
+        is_read.set()
+
+    with client_of(serve(answer)) as client:
+        reader = threading.Thread(target=read)
+        reader.start()
+        eventually(lambda: len(seen) == 8, "half of the stream")
+        ResponsesUsageInstrumentor().uninstrument()
+        reader.join()
+    attributes, deltas = attributes_of(observed), seen[:8].count("response.output_text.delta")
+    assert seen[-1] == "response.completed"
+    assert seen.count("response.output_text.delta") == 12 > deltas > 1
+    assert attributes["openai_responses.stream.outcome"] == "exit"
+    assert attributes["openai_responses.usage.source"] == "retrieval"
+    assert attributes["openai_responses.stream.events"] == 8
+    assert attributes["openai_responses.stream.deltas"] == deltas
+    [between] = observed.points("gen_ai.client.operation.time_per_output_chunk")
+    assert between.count == deltas - 1
 
 
 def test_a_cancelled_call_is_told_before_it_was_answered(observed: Observed, serve: Serve) -> None:

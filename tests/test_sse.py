@@ -125,15 +125,22 @@ def check(pieces: list[bytes]) -> Seen:
     return seen
 
 
-def frame(*kinds: str, newline: bytes = b"\n", event_lines: bool = True) -> list[bytes]:
-    """One piece for each event, as the API writes them."""
+def frame(
+    *kinds: str, newline: bytes = b"\n", event_lines: bool = True, type_last: bool = False
+) -> list[bytes]:
+    """One piece for each event, as the API writes them, or as the SDK's models have the fields."""
     framed = []
     for kind in kinds:
-        data = json.dumps({"type": kind, "delta": "né🙂", "sequence_number": 1}, ensure_ascii=False).encode()
+        fields = {"type": kind, "delta": "né🙂", "sequence_number": 1}
+        if type_last:
+            fields["type"] = fields.pop("type")
+        data = json.dumps(fields, ensure_ascii=False).encode()
         lines = [b"event: " + kind.encode()] if event_lines else []
         framed.append(newline.join([*lines, b"data: " + data, b"", b""]))
     return framed
 
+
+type_places = pytest.mark.parametrize("type_last", [False, True], ids=["type first", "type last"])
 
 TEXT = "response.output_text.delta"
 ARGUMENTS = "response.function_call_arguments.delta"
@@ -189,7 +196,19 @@ BODIES_BY_NAME: dict[str, tuple[bytes, list[Event]]] = {
     ),
     "unwanted type last": (
         b'data: {"delta":"x","type":"%s"}\n\n' % TEXT.encode(),
-        [(TEXT, {"delta": "x", "type": TEXT})],
+        [TEXT_EVENT],
+    ),
+    "type last, of what is in the event": (
+        b'data: {"a":{"b":1,"type":"%s"}}\n\n' % TEXT.encode(),
+        [(None, {"a": {"b": 1, "type": TEXT}})],
+    ),
+    "type last in a text": (
+        b'data: {"type":"response.created","a":",\\"type\\":\\"%s\\"}"}\n\n' % TEXT.encode(),
+        [(CREATED, {"type": CREATED, "a": f',"type":"{TEXT}"}}'})],
+    ),
+    "type last, in a later line": (
+        b'data: {"a":1\ndata: ,"type":"%s"}\n\n' % TEXT.encode(),
+        [(TEXT, {"a": 1, "type": TEXT})],
     ),
     "type also further down": (
         b'data: {"response":{"type":"error"},"type":"response.created"}\n\n',
@@ -275,14 +294,33 @@ def test_done_says_that_nothing_follows() -> None:
     assert reader.done
 
 
+@type_places
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"], ids=["lf", "crlf"])
 @pytest.mark.parametrize("event_lines", [True, False], ids=["event lines", "data only"])
-def test_a_piece_like_the_last_is_not_parsed_again(newline: bytes, event_lines: bool) -> None:
+def test_a_piece_like_the_last_is_not_parsed_again(
+    newline: bytes, event_lines: bool, type_last: bool
+) -> None:
     """Of a run of deltas, one event a piece, only the first is parsed; a wanted event never is skipped."""
     kinds = [CREATED, *[TEXT] * 50, *[ARGUMENTS] * 50, *[TEXT] * 50, COMPLETED]
-    seen = check(frame(*kinds, newline=newline, event_lines=event_lines))
+    seen = check(frame(*kinds, newline=newline, event_lines=event_lines, type_last=type_last))
     assert [kind for kind, _ in seen.events] == kinds
     assert seen.repeats == 3 * 49
+
+
+@type_places
+@pytest.mark.parametrize("size", [7, 100, 1460, 65536])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize("event_lines", [True, False], ids=["event lines", "data only"])
+def test_a_run_is_not_parsed_wherever_its_pieces_begin(
+    newline: bytes, event_lines: bool, size: int, type_last: bool
+) -> None:
+    """In pieces of any size only the wanted events of a stream are decoded."""
+    kinds = [CREATED, *[TEXT] * 200, COMPLETED]
+    body = b"".join(frame(*kinds, newline=newline, event_lines=event_lines, type_last=type_last))
+    seen = check(cut(body, range(size, len(body), size)))
+    assert [kind for kind, _ in seen.events] == kinds
+    assert [kind for kind, data in seen.events if data is not None] == [CREATED, COMPLETED]
+    assert seen.repeats >= 160  # all but those where a piece ends between CR and LF
 
 
 def test_wanted_events_are_each_decoded() -> None:
@@ -316,12 +354,13 @@ LOOKALIKES: dict[str, Callable[[bytes], list[bytes]]] = {
 }
 
 
+@type_places
 @pytest.mark.parametrize("name", LOOKALIKES)
 @pytest.mark.parametrize("event_lines", [True, False], ids=["event lines", "data only"])
-def test_a_piece_almost_like_the_last_is_parsed(name: str, event_lines: bool) -> None:
+def test_a_piece_almost_like_the_last_is_parsed(name: str, event_lines: bool, type_last: bool) -> None:
     """A run of deltas is interrupted by a piece that only looks like one more, and goes on after it."""
-    deltas = frame(*[TEXT] * 5, event_lines=event_lines)
-    seen = check([*deltas, *LOOKALIKES[name](deltas[0]), *deltas, *frame(COMPLETED)])
+    deltas = frame(*[TEXT] * 5, event_lines=event_lines, type_last=type_last)
+    seen = check([*deltas, *LOOKALIKES[name](deltas[0]), *deltas, *frame(COMPLETED, type_last=type_last)])
     assert seen.repeats >= 4, "the first run repeats"
 
 
@@ -411,6 +450,8 @@ def an_event(rng: random.Random, newline: bytes) -> bytes:
         "delta": rng.choice(VALUES),
         "n": [1, None, {"type": "x"}],
     }
+    if rng.random() < 0.3:
+        fields["type"] = fields.pop("type")
     if rng.random() < 0.15:
         fields = dict(rng.sample(list(fields.items()), len(fields)))
     text = json.dumps(
@@ -489,13 +530,13 @@ def growth_in_bytes(act: Callable[[], object]) -> int:
 
 def test_nothing_is_kept_of_how_an_event_begins_but_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that writes the text before the type leaves none of it behind in what all streams share."""
-    monkeypatch.setattr(_sse, "_prefixes", {})
+    monkeypatch.setattr(_sse, "_kinds", {})
     reader = EventReader(AnswerState())
     for number in range(100):
         reader.feed(b'data: {"delta":"secret %d","type":"response.output_text.delta"}\n\n' % number)
         reader.feed(b'data: {"type":"response.kind_%d","delta":"secret"}\n\n' % number)
-    assert not any(b"secret" in head for head in _sse._prefixes)
-    assert 0 < len(_sse._prefixes) <= 64
+    assert "secret" not in repr(_sse._kinds)
+    assert 0 < len(_sse._kinds) <= 64
 
 
 @pytest.mark.parametrize("shift", [0, 7], ids=["one event a piece", "borders inside events"])

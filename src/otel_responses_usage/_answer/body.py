@@ -21,8 +21,8 @@ _ID_SEARCH_BYTES: Final = 4096
 
 _UTF8_BOM: Final = b"\xef\xbb\xbf"
 _JSON_WHITE_SPACE: Final = b" \t\r\n"
-# The last three are the first bytes of UTF-16 and UTF-32, which JSON parsers read, too.
-_DOCUMENT_STARTS: Final = (b"{", b"[", b"null", b"\0", b"\xfe", b"\xff")
+# `n` is for `null`, and the last three for UTF-16 and UTF-32, which JSON parsers read, too.
+_DOCUMENT_STARTS: Final = (b"{", b"[", b"n", b"\0", b"\xfe", b"\xff")
 
 
 class BodyReader(Protocol):

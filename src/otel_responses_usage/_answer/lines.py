@@ -11,6 +11,10 @@ _DATA: Final = b"data:"
 _MAX_TYPE_BYTES: Final = 256
 # Most servers write the type first. Then the first bytes of an event are enough to find it.
 _DATA_LINE_TYPE: Final = re.compile(rb'data:\s*\{\s*"type"\s*:\s*"([^"\\]{1,128})"')
+# Servers that write the fields in the order of the SDK's models have the type at the end. A quote that is
+# followed by `type` begins a string, and the last brace ends the whole object: the type is that of the event.
+_TAIL: Final = re.compile(rb', ?"type": ?"([^"\\\r\n]{1,128})"\}\Z')
+_MAX_TAIL_BYTES: Final = 160
 
 
 class EventSink(Protocol):
@@ -152,6 +156,11 @@ class LineReader:
             return
         if not lines:
             return
+        if len(lines) == 1 and lines[0].startswith(b"{") and (tail := tail_of(lines[0])) is not None:
+            event_type = type_in(tail)
+            if not self._sink.needs_data(event_type):
+                self._sink.on_event(event_type, None)
+                return
         data = b"\n".join(lines)
         if data.startswith(b"[DONE]"):
             self.done = True
@@ -173,6 +182,16 @@ def pass_on(data: bytes, sink: EventSink) -> None:
     )
 
 
+def tail_of(data: bytes) -> re.Match[bytes] | None:
+    """Return the last field of an object if it is the type; see `type_in`."""
+    return _TAIL.search(data, max(0, len(data) - _MAX_TAIL_BYTES))
+
+
+def type_in(match: re.Match[bytes], group: int = 1) -> str:
+    """Return the type of an event, which is a group of a match."""
+    return match[group].decode("utf-8", "replace")
+
+
 def _type_of_data_line(line: bytes | bytearray) -> str | None:
     match = _DATA_LINE_TYPE.match(line, 0, _MAX_TYPE_BYTES)
-    return match[1].decode("utf-8", "replace") if match else None
+    return type_in(match) if match else None

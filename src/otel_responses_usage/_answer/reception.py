@@ -132,12 +132,14 @@ class Reception:
             return True
 
     def release(self) -> None:
-        """Release the reader after the last piece.
+        """Release the reader after the last piece, and count no more events.
 
-        The id of an incomplete document is read first.
+        The id of an incomplete document is read first. The application may read on, with a `read_fast` that
+        it was given before.
         """
         if isinstance(self._reader, DocumentReader):
             self._reader.finish_incomplete()
+        self.state.stop_counting()
         self._reader = None
         self._remainder = b""
 

@@ -6,7 +6,7 @@ import copy
 import re
 from typing import Final, TypeAlias
 
-from .lines import EventSink, LineReader, pass_on
+from .lines import EventSink, LineReader, pass_on, tail_of, type_in
 
 _DATA: Final = b"data:"
 _LF: Final = 10
@@ -16,6 +16,8 @@ _CRLF_BLANK_LINE: Final = b"\r\n\r\n"
 _BLANK_LINES: Final = (_CRLF_BLANK_LINE, _LF_BLANK_LINE)
 _EVENT_PREFIX: Final = re.compile(rb'(?:event:[^\r\n]{0,128}\r?\n)?data: ?(\{"type": ?"([^"\\\r\n]{1,128})")')
 _MAX_PREFIX_BYTES: Final = 256
+# How an event begins whose data begin with another field.
+_EVENT_HEAD: Final = re.compile(rb'(?:event:[^\r\n]{0,128}\r?\n)?data: ?(\{)(?!\s*"type"\s*:)')
 # So much of an unfinished event is kept as it is. The rest of a longer one is read line by line.
 _MAX_BEGINNING_BYTES: Final = 4096
 # The type of a life-cycle event as it is written. Inside a JSON string the quotes would be escaped.
@@ -27,17 +29,17 @@ _TERMINAL_NAMES: Final = (b'completed"', b'incomplete"', b'failed"', b'cancelled
 # where the suffix is, the suffix, and where the content is. Then what they have in common in a longer text.
 # A plain tuple: a named one takes twice as long to unpack.
 _Frame: TypeAlias = tuple[slice, "bytes | None", slice, bytes, slice, "_Run"]
-# The prefix, its length, the first byte after the content, whether that is CR, the end of one event with the
-# prefix of the next, and the length of that.
-_Run: TypeAlias = tuple[bytes, int, bytes, bool, bytes, int]
-_NO_FRAME: Final[_Frame] = (slice(0), None, slice(0), b"", slice(0), (b"", 0, b"", False, b"", 0))
+# The prefix, its length, the first byte after the data, whether that is CR, the end of one event with the
+# prefix of the next, how much of that is data, how much follows the data, and the blank line.
+_Run: TypeAlias = tuple[bytes, int, bytes, bool, bytes, int, int, bytes]
+_NO_FRAME: Final[_Frame] = (slice(0), None, slice(0), b"", slice(0), (b"", 0, b"", False, b"", 0, 0, b""))
 
-# The facts about an event prefix: the event type, the start of the data, and the frames with LF and CR LF.
-# All streams share one cache, since there are few prefixes. Other beginnings of an event may contain
-# content and are not cached.
-_Prefix: TypeAlias = tuple[str, int, tuple[_Frame, _Frame]]
-_MAX_PREFIXES: Final = 64
-_prefixes: Final[dict[bytes, _Prefix]] = {}
+# The facts about events that begin alike, or begin and end alike: their type, the start of the data, and the
+# frames with LF and CR LF. All streams share one cache, since there are few of them. Other parts of an event
+# may contain content and are not cached.
+_Kind: TypeAlias = tuple[str, int, tuple[_Frame, _Frame]]
+_MAX_KINDS: Final = 64
+_kinds: Final[dict[bytes | tuple[bytes, bytes], _Kind]] = {}
 
 
 class EventReader:
@@ -139,19 +141,17 @@ class EventReader:
 
     def _read_single_event(self, piece: bytes) -> bool:
         """Read a piece that is exactly one event. Return false for other pieces."""
-        prefix_end = piece.find(b",", 0, _MAX_PREFIX_BYTES)
-        known = None if self.done or prefix_end < 0 else _prefix_of(piece[:prefix_end])
+        known = None if self.done else _kind_of(piece)
         if known is None:
             return False
         event_type, data_start, frames = known
         frame = frames[piece.endswith(b"\r\n")]
-        suffix = frame[3]
         content = piece[frame[4]]
-        if piece[frame[2]] != suffix or _LF in content or _CR in content:
+        if piece[frame[2]] != frame[3] or _LF in content or _CR in content:
             return False
         if self._sink.needs_data(event_type):
             self._repeated = _NO_FRAME
-            pass_on(piece[data_start : -len(suffix)], self._sink)
+            pass_on(piece[data_start : -len(frame[5][-1])], self._sink)
         else:
             self._sink.on_event(event_type, None)
             self._repeated = self._frame = frame
@@ -210,8 +210,7 @@ class EventReader:
     def _read_block(self, block: bytes, blank_line: bytes) -> None:
         """Read a complete event that is not like the last one."""
         self._repeated = _NO_FRAME
-        prefix_end = block.find(b",", 0, _MAX_PREFIX_BYTES)
-        known = _prefix_of(block[:prefix_end]) if prefix_end > 0 else None
+        known = _kind_of(block)
         if known is None:
             self._read_lines(block + blank_line)
             return
@@ -235,20 +234,47 @@ class EventReader:
         self._lines = lines if lines.is_inside_event else None
 
 
-def _prefix_of(prefix: bytes) -> _Prefix | None:
-    """Return the facts about an event with this prefix, or `None` if its type is not in the prefix."""
-    known = _prefixes.get(prefix)
-    if known is None and (match := _EVENT_PREFIX.fullmatch(prefix)):
-        frames = _frame(prefix, _LF_BLANK_LINE), _frame(prefix, _CRLF_BLANK_LINE)
-        known = match[2].decode("utf-8", "replace"), match.start(1), frames
-        if len(_prefixes) < _MAX_PREFIXES:
-            _prefixes[prefix] = known
+def _kind_of(event: bytes) -> _Kind | None:
+    """Return the facts about an event, given with or without its blank line.
+
+    `None` if its type is neither the first nor the last field of its data.
+    """
+    prefix_end = event.find(b",", 0, _MAX_PREFIX_BYTES)
+    prefix = event[:prefix_end] if prefix_end > 0 else b""
+    return _kinds.get(prefix) or _kind_by_prefix(prefix) or _kind_by_tail(event.rstrip(b"\r\n"))
+
+
+def _kind_by_prefix(prefix: bytes) -> _Kind | None:
+    """Return the facts about an event whose type is the first field of its data."""
+    match = _EVENT_PREFIX.fullmatch(prefix)
+    return _keep_kind(prefix, type_in(match, 2), match.start(1), prefix, b"") if match else None
+
+
+def _kind_by_tail(block: bytes) -> _Kind | None:
+    """Return the facts about an event whose type is the last field of its data."""
+    tail = tail_of(block)
+    head = _EVENT_HEAD.match(block)
+    if tail is None or head is None or _LF in block[head.end() :] or _CR in block[head.end() :]:
+        return None  # also if its data is in several lines
+    key = head[0], tail[0]
+    return _kinds.get(key) or _keep_kind(key, type_in(tail), head.start(1), *key)
+
+
+def _keep_kind(
+    key: bytes | tuple[bytes, bytes], event_type: str, data_start: int, prefix: bytes, tail: bytes
+) -> _Kind:
+    frames = _frame(prefix, tail, _LF_BLANK_LINE), _frame(prefix, tail, _CRLF_BLANK_LINE)
+    known = event_type, data_start, frames
+    if len(_kinds) < _MAX_KINDS:
+        _kinds[key] = known
     return known
 
 
-def _frame(prefix: bytes, suffix: bytes) -> _Frame:
-    border = suffix + prefix
-    run = prefix, len(prefix), suffix[:1], suffix == _CRLF_BLANK_LINE, border, len(border)
+def _frame(prefix: bytes, tail: bytes, blank_line: bytes) -> _Frame:
+    """Return what events with this prefix and this end of their data have in common."""
+    suffix, after = tail + blank_line, blank_line + prefix
+    has_cr = blank_line == _CRLF_BLANK_LINE
+    run = prefix, len(prefix), blank_line[:1], has_cr, tail + after, len(tail), len(after), blank_line
     content = slice(len(prefix), -len(suffix))
     return slice(len(prefix)), prefix, slice(-len(suffix), None), suffix, content, run
 
@@ -260,7 +286,7 @@ def _find_repeats(frame: _Frame, text: bytes, start: int) -> tuple[int, int, boo
         Their number, where they end, and whether the rest of the text is empty or the beginning of one more.
 
     """
-    prefix, prefix_size, line_break, has_cr, border, border_size = frame[5]
+    prefix, prefix_size, line_break, has_cr, border, tail_size, after_size, blank_line = frame[5]
     first = text[start : start + prefix_size]
     if first != prefix:
         return 0, start, prefix.startswith(first)
@@ -269,16 +295,16 @@ def _find_repeats(frame: _Frame, text: bytes, start: int) -> tuple[int, int, boo
     # The line break that ends the data of an event is found much faster than a blank line.
     find, number, content = text.find, 0, start + prefix_size
     line_end = find(line_break, content)
-    while text[line_end : line_end + border_size] == border:
+    while text[line_end - tail_size : line_end + after_size] == border:
         number += 1
-        content = line_end + border_size
+        content = line_end + after_size
         line_end = find(line_break, content)
     end = content - prefix_size
     if line_end < 0:
         is_rest_alike = len(text) - end <= _MAX_BEGINNING_BYTES and not (has_cr and find(b"\n", content) >= 0)
-    elif is_rest_alike := text.startswith(frame[3], line_end):
+    elif is_rest_alike := text.startswith(frame[3], line_end - tail_size):
         number += 1
-        end = line_end + len(frame[3])
+        end = line_end + len(blank_line)
         is_rest_alike = prefix.startswith(text[end : end + prefix_size])
     if has_cr and text.count(b"\n", start, end) != number * border.count(b"\n"):
         return 0, start, False
