@@ -37,7 +37,7 @@ class Seen:
         self.repeats = 0
         self.notify_at = 1
 
-    def needs_data(self, kind: str) -> bool:
+    def needs_data(self, kind: str, _: bytes | bytearray) -> bool:
         return kind in KEPT
 
     def on_event(self, kind: str | None, data: Mapping[str, Any] | None) -> None:
@@ -63,7 +63,7 @@ class Tally:
         self.repeats = 0
         self.notify_at = 1
 
-    def needs_data(self, kind: str) -> bool:
+    def needs_data(self, kind: str, _: bytes | bytearray) -> bool:
         return kind in KEPT
 
     def on_event(self, _kind: str | None, _data: Mapping[str, Any] | None) -> None:

@@ -477,21 +477,26 @@ def test_a_whole_body_says_the_same_as_a_stream(name: str) -> None:
 
 
 WANTED: dict[str, Callable[[], bool]] = {
-    "the first event": lambda: AnswerState().needs_data("response.created"),
-    "the end": lambda: all(AnswerState().needs_data(f"response.{status}") for status in TERMINAL),
-    "an error": lambda: AnswerState().needs_data("error"),
-    "progress without a first event": lambda: AnswerState().needs_data("response.in_progress"),
-    "a life-cycle event of the future": lambda: AnswerState().needs_data("response.paused"),
-    "a life-cycle event of two words": lambda: AnswerState().needs_data("response.run.completed"),
-    "an event of another API": lambda: AnswerState().needs_data("done"),
+    "the first event": lambda: AnswerState().needs_data("response.created", b""),
+    "the end": lambda: all(AnswerState().needs_data(f"response.{status}", b"") for status in TERMINAL),
+    "an error": lambda: AnswerState().needs_data("error", b""),
+    "progress without a first event": lambda: AnswerState().needs_data("response.in_progress", b""),
+    "progress under another id": lambda: fold(CREATED).needs_data(
+        "response.in_progress", framed(life("in_progress", id="resp_2"))
+    ),
+    "a life-cycle event of the future": lambda: AnswerState().needs_data("response.paused", b""),
+    "a life-cycle event of two words": lambda: AnswerState().needs_data("response.run.completed", b""),
+    "an event of another API": lambda: AnswerState().needs_data("done", b""),
 }
 UNWANTED: dict[str, Callable[[], bool]] = {
-    "a delta": lambda: AnswerState().needs_data(TEXT),
-    "an item": lambda: AnswerState().needs_data("response.output_item.done"),
-    "progress that repeats the first event": lambda: fold(CREATED).needs_data("response.in_progress"),
-    "a large item": lambda: AnswerState().needs_data("response.image_generation_call.partial_image"),
-    "a delta of the future": lambda: AnswerState().needs_data("response.video.delta"),
-    "something else": lambda: AnswerState().needs_data("keepalive"),
+    "a delta": lambda: AnswerState().needs_data(TEXT, b""),
+    "an item": lambda: AnswerState().needs_data("response.output_item.done", b""),
+    "progress that repeats the first event": lambda: fold(CREATED).needs_data(
+        "response.in_progress", framed(CREATED)
+    ),
+    "a large item": lambda: AnswerState().needs_data("response.image_generation_call.partial_image", b""),
+    "a delta of the future": lambda: AnswerState().needs_data("response.video.delta", b""),
+    "something else": lambda: AnswerState().needs_data("keepalive", b""),
 }
 
 

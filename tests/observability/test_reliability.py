@@ -119,6 +119,9 @@ BAD_NETWORKS: dict[str, tuple[str, str, dict[str, int]]] = {
     "latency of 200 to 800 ms": ("latency", "downstream", {"latency": 500, "jitter": 300}),
     "every connection reset": ("reset_peer", "downstream", {"timeout": 0}),
     "no answers": ("timeout", "downstream", {"timeout": 0}),
+    "half-open connections": ("timeout", "upstream", {"timeout": 0}),
+    "1 KB/s": ("bandwidth", "upstream", {"rate": 1}),
+    "late closes": ("slow_close", "downstream", {"delay": 400}),
 }
 
 

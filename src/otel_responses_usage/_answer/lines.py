@@ -29,8 +29,14 @@ class EventSink(Protocol):
     repeats: int
     notify_at: int
 
-    def needs_data(self, event_type: str) -> bool:
-        """Whether to decode the data of events of this type."""
+    def needs_data(self, event_type: str, event: bytes | bytearray) -> bool:
+        """Whether to decode the data of an event of this type.
+
+        Args:
+            event_type: The type.
+            event: The event, as far as it has been read.
+
+        """
         ...
 
     def on_event(self, event_type: str | None, data: dict[str, Any] | None) -> None:
@@ -143,7 +149,8 @@ class LineReader:
         """Whether a data line is not needed. At least the start of the line must be there."""
         if self._event_type is None and not self._data:
             self._event_type = _type_of_data_line(line)
-            self._skips_data = self._event_type is not None and not self._sink.needs_data(self._event_type)
+            event_type = self._event_type
+            self._skips_data = event_type is not None and not self._sink.needs_data(event_type, line)
         return self._skips_data
 
     def _end_event(self) -> None:
@@ -158,7 +165,7 @@ class LineReader:
             return
         if len(lines) == 1 and lines[0].startswith(b"{") and (tail := tail_of(lines[0])) is not None:
             event_type = type_in(tail)
-            if not self._sink.needs_data(event_type):
+            if not self._sink.needs_data(event_type, lines[0]):
                 self._sink.on_event(event_type, None)
                 return
         data = b"\n".join(lines)

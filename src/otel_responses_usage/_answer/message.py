@@ -61,7 +61,7 @@ class MessageReader:
         self._repeated = _NO_PREFIX
         match = _PREFIX.match(piece)
         event_type = match[1].decode("utf-8", "replace") if match else None
-        if match and event_type is not None and not self._sink.needs_data(event_type):
+        if match and event_type is not None and not self._sink.needs_data(event_type, piece):
             self._sink.on_event(event_type, None)
             self._repeated = slice(match.end()), match[0]
         else:

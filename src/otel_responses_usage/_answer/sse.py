@@ -149,7 +149,7 @@ class EventReader:
         content = piece[frame[4]]
         if piece[frame[2]] != frame[3] or _LF in content or _CR in content:
             return False
-        if self._sink.needs_data(event_type):
+        if self._sink.needs_data(event_type, piece):
             self._repeated = _NO_FRAME
             pass_on(piece[data_start : -len(frame[5][-1])], self._sink)
         else:
@@ -215,7 +215,7 @@ class EventReader:
             self._read_lines(block + blank_line)
             return
         event_type, data_start, frames = known
-        if not self._sink.needs_data(event_type):
+        if not self._sink.needs_data(event_type, block):
             self._sink.on_event(event_type, None)
             self._repeated = frames[blank_line is not _LF_BLANK_LINE]
         elif block.find(b"\n", data_start) < 0:

@@ -17,7 +17,7 @@ from .._facts.usage import UsageSource
 _EMPTY_RESPONSE: Final = Response()
 _DELTA: Final = ".delta"
 _LIFECYCLE_PREFIX: Final = "response."
-# These follow `response.created` and repeat its response object. Only the status is new.
+# These follow `response.created` and repeat its response object. Only the status is new, or the id.
 _PROGRESS_TYPES: Final = frozenset({"response.in_progress", "response.queued"})
 # While these arrive, the response runs, unless its own status is final.
 _RUNNING_TYPES: Final = _PROGRESS_TYPES | {"response.created"}
@@ -165,10 +165,11 @@ class AnswerState:
         self._is_counting = False
         self.stop_timing()
 
-    def needs_data(self, event_type: str) -> bool:
-        """Whether the data of this event type may contain the response or an error."""
+    def needs_data(self, event_type: str, event: bytes | bytearray) -> bool:
+        """Whether the data of an event may contain an error, or the response with anything new."""
         if event_type in _PROGRESS_TYPES:
-            return self.response.id is None
+            known = self.response.id
+            return known is None or known.encode("utf-8", "replace") not in event
         return _may_contain_response(event_type)
 
     def on_event(self, event_type: str | None, data: dict[str, Any] | None) -> None:
