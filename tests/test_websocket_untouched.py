@@ -337,7 +337,7 @@ def test_a_fault_of_ours_is_contained(
 
     targets = (
         "otel_responses_usage._surfaces._websocket._Caller.__init__",
-        "otel_responses_usage._surfaces._websocket._TargetFactory.__init__",
+        "otel_responses_usage._surfaces._target_factory.TargetFactory.__init__",
         "otel_responses_usage._surfaces._websocket._ConnectionTap.__init__",
         "otel_responses_usage._surfaces._websocket.SentMessage.now",
         "otel_responses_usage._call.lanes.decoded",
