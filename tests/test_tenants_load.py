@@ -187,9 +187,12 @@ def apply(url: str, folder: Path, way: str) -> None:
 
 
 def stop_again(dropped: sys.UnraisableHookArgs) -> None:
-    """Send the signal again if its exception was dropped, as in a callback of asyncio's weak references."""
+    """Send the signal again if its exception was dropped, as in a callback of asyncio's weak references.
+
+    A moment later: here the exception would be dropped, too.
+    """
     if isinstance(dropped.exc_value, SystemExit):
-        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
 
 async def _apply(url: str, way: str) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Less than the timeout of the exporter, 10 s.
 BAD_S = 5.0
+BATCH = 512  # spans that the SDK exports at once, at most
 OUTAGE_S = float(os.environ.get("OUTAGE_S", "8"))
 
 
@@ -144,7 +145,7 @@ def test_a_bad_network_to_the_collector_costs_nothing(
 
 
 def test_what_a_full_queue_refuses_shows_in_metrics(
-    jaeger: Jaeger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jaeger: Jaeger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The Collector counts what it refuses for want of room, and the SDK to the span what is lost by that."""
     monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true")
@@ -168,6 +169,8 @@ def test_what_a_full_queue_refuses_shows_in_metrics(
     )
     assert arrived < sent
     assert known == traffic.tokens
-    assert len(sent) == len(arrived) + lost
+    # A batch whose answer comes after the deadline is given up, and arrives all the same.
+    late = BATCH * sum("DEADLINE_EXCEEDED" in record.getMessage() for record in caplog.records)
+    assert len(sent) <= len(arrived) + lost <= len(sent) + late
     assert given_up > 0
     assert refused > 0  # not always as many: on a busy machine a batch is given up before it is sent
