@@ -19,7 +19,7 @@ def test_a_short_soak_accounts_for_everything() -> None:
 def test_whatever_differs_is_a_fault() -> None:
     """Sums that are not the same, memory that has grown, and spans that are wrong."""
     before = State(megabytes=100.0, blocks=1000, threads=1, descriptors=7)
-    after = State(megabytes=130.0, blocks=2000, threads=1, descriptors=7)
+    after = State(megabytes=130.0, blocks=3000, threads=1, descriptors=7)
     same = {"calls made, spans": (3, 3), "descriptors before, after": (7, 8)}
     result = Result(1.0, same, before, after, Counter(whole=100), ["a span is wrong"])
     assert len(result.faults) == 4
