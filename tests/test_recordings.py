@@ -539,9 +539,7 @@ def test_every_way_of_calling_meets_many_recordings() -> None:
     met = Counter(way_of(*cell) for cell in CELLS)
     assert set(met) == set(WAYS)
     assert min(met.values()) >= 10
-    assert len({(ending, way_of(row_number, ending)) for row_number, ending in CELLS}) == len(ENDINGS) * len(
-        WAYS
-    )
+    assert len({(ending, way_of(number, ending)) for number, ending in CELLS}) == len(ENDINGS) * len(WAYS)
 
 
 def as_sent(row: Row, recording: Recording, ending: Ending) -> tuple[list[dict[str, Any]], tuple[Step, ...]]:

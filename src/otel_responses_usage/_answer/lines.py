@@ -148,8 +148,7 @@ class LineReader:
     def _is_skipped(self, line: bytes | bytearray) -> bool:
         """Whether a data line is not needed. At least the start of the line must be there."""
         if self._event_type is None and not self._data:
-            self._event_type = _type_of_data_line(line)
-            event_type = self._event_type
+            self._event_type = event_type = _type_of_data_line(line)
             self._skips_data = event_type is not None and not self._sink.needs_data(event_type, line)
         return self._skips_data
 

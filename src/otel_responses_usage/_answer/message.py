@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from .lines import EventSink
+from .lines import EventSink, type_in
 
 # Servers write the type first. Then the first bytes of a message are enough to find it.
 _PREFIX: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"([^"\\]{1,128})"\s*,?')
@@ -60,7 +60,7 @@ class MessageReader:
         """Read a message."""
         self._repeated = _NO_PREFIX
         match = _PREFIX.match(piece)
-        event_type = match[1].decode("utf-8", "replace") if match else None
+        event_type = type_in(match) if match else None
         if match and event_type is not None and not self._sink.needs_data(event_type, piece):
             self._sink.on_event(event_type, None)
             self._repeated = slice(match.end()), match[0]
@@ -87,7 +87,7 @@ def type_of(message: bytes) -> str | None:
     """Return the type of a message, or `None` if it has none."""
     match = _PREFIX.match(message)
     if match:
-        return match[1].decode("utf-8", "replace")
+        return type_in(match)
     event_type = (decoded(message) or {}).get("type")
     return event_type if isinstance(event_type, str) else None
 

@@ -14,10 +14,11 @@ _CR: Final = 13
 _LF_BLANK_LINE: Final = b"\n\n"
 _CRLF_BLANK_LINE: Final = b"\r\n\r\n"
 _BLANK_LINES: Final = (_CRLF_BLANK_LINE, _LF_BLANK_LINE)
-_EVENT_PREFIX: Final = re.compile(rb'(?:event:[^\r\n]{0,128}\r?\n)?data: ?(\{"type": ?"([^"\\\r\n]{1,128})")')
+_EVENT_START: Final = rb"(?:event:[^\r\n]{0,128}\r?\n)?data: ?"
+_EVENT_PREFIX: Final = re.compile(_EVENT_START + rb'(\{"type": ?"([^"\\\r\n]{1,128})")')
 _MAX_PREFIX_BYTES: Final = 256
 # How an event begins whose data begin with another field.
-_EVENT_HEAD: Final = re.compile(rb'(?:event:[^\r\n]{0,128}\r?\n)?data: ?(\{)(?!\s*"type"\s*:)')
+_EVENT_HEAD: Final = re.compile(_EVENT_START + rb'(\{)(?!\s*"type"\s*:)')
 # So much of an unfinished event is kept as it is. The rest of a longer one is read line by line.
 _MAX_BEGINNING_BYTES: Final = 4096
 # The type of a life-cycle event as it is written. Inside a JSON string the quotes would be escaped.
@@ -254,8 +255,11 @@ def _kind_by_tail(block: bytes) -> _Kind | None:
     """Return the facts about an event whose type is the last field of its data."""
     tail = tail_of(block)
     head = _EVENT_HEAD.match(block)
-    if tail is None or head is None or _LF in block[head.end() :] or _CR in block[head.end() :]:
-        return None  # also if its data is in several lines
+    if tail is None or head is None:
+        return None
+    data = block[head.end() :]
+    if _LF in data or _CR in data:
+        return None  # in several lines
     key = head[0], tail[0]
     return _kinds.get(key) or _keep_kind(key, type_in(tail), head.start(1), *key)
 
