@@ -201,6 +201,7 @@ async def _apply(url: str, way: str) -> None:
             base_url=f"{url}/v1",
             api_key="key",
             max_retries=0,
+            timeout=TIMEOUT_S,  # an event loop with so much to do takes long to connect
             http_client=openai.DefaultAsyncHttpxClient(verify=TLS),
         )
         for _ in range(STREAMS // PER_CLIENT)

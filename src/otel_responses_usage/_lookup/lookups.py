@@ -215,7 +215,11 @@ class LookUp:
             ask, content = self._lookups.retriever.get, self._request.content
             target = self._request.target
             answer = ask(target, timeout_s, content) if content else ask(target, timeout_s)
-        self._left_s -= time.monotonic() - began
+        took_s = time.monotonic() - began
+        if took_s > timeout_s:
+            # For the rest of the time the process was frozen or busy. With an answer, perhaps for all of it.
+            took_s = timeout_s if answer.failure else 0.0
+        self._left_s -= took_s
         if job.story is not None:
             status = answer.response.status if answer.response is not None else None
             facts = {"http": answer.status, "failure": answer.failure, "status": status}
