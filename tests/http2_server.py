@@ -18,7 +18,7 @@ from h2.errors import ErrorCodes
 from h2.events import DataReceived, RequestReceived, StreamEnded
 from h2.exceptions import ProtocolError
 
-from embedded.http_server import Pause, Reply, SeenRequest, Send
+from embedded.http_server import Pause, Reply, SeenRequest, Send, Wait
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -143,6 +143,8 @@ class _Connection:
             for step in reply.steps:
                 if isinstance(step, Pause):
                     time.sleep(step.seconds)
+                elif isinstance(step, Wait):
+                    step.event.wait()
                 elif isinstance(step, Send):
                     if kind is not None and sent == after:
                         time.sleep(0.05)  # the client has read what was sent

@@ -425,7 +425,8 @@ def test_an_artificial_regression_is_noticed(
 def test_callgrind_notices_a_regression(
     instructions: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Twenty empty loops more per event are counted, and counting twice gives the same but for that."""
-    monkeypatch.setattr(instructions, "BASELINE", tmp_path / "baseline.json")
-    instructions.update(instructions.counts())
+    """Twenty empty loops more per event are counted, and all else is as in the baseline."""
+    if instructions.version() not in json.loads(instructions.BASELINE.read_text()):
+        monkeypatch.setattr(instructions, "BASELINE", tmp_path / "baseline.json")
+        instructions.update(instructions.counts())
     assert [count.name for count in instructions.counts(artificial_loss=20) if count.grew] == ["event"]

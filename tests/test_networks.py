@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,15 +23,19 @@ import openai
 import pytest
 
 from calls import CUT, HTTP, entered, items, settle
-from embedded.answer import Answer, usage
+from embedded.answer import Answer, new_id, usage
 from embedded.http_server import Reply, ScriptedServer, SeenRequest, Send, Wait
 from embedded.responses_api import Plan, ResponsesAPI
 from http2_server import Fault, Http2Server
 from observed import Observed, token_attributes, usage_attributes
 from otel_responses_usage import Config, ResponsesUsageInstrumentor
 from programs import Proxy, Toxiproxy
+from sockets import HAS_WEBSOCKET, TERMINAL, client_of, kind, needs_websocket, send
 from test_matrix import ASYNCIO, SYNC, Runtime
 from traffic import show
+
+if HAS_WEBSOCKET:
+    import websockets
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -234,9 +238,14 @@ class GatedAPI:
         model = request.json["model"]
         case = self._cases[model.rpartition(", ")[0]]
         if case.meets:
-            begun, steps = 2 * MET_AFTER - 1, reply.steps  # a pause between two events
-            reply = replace(reply, steps=(*steps[:begun], Wait(self.gate(model)), *steps[begun:]))
+            reply = gated(reply, self.gate(model))
         return replace(reply, chunked=case.has_length)
+
+
+def gated(stream: Reply, gate: threading.Event) -> Reply:
+    """Return the stream with a wait after some events."""
+    begun, steps = 2 * MET_AFTER - 1, stream.steps  # a pause between two events
+    return replace(stream, steps=(*steps[:begun], Wait(gate), *steps[begun:]))
 
 
 # One for all clients. To make one takes longer than what is measured here.
@@ -432,63 +441,214 @@ def test_a_server_that_vanishes_for_a_while_costs_nothing(runtime: Runtime, tmp_
     assert_accounted(observed, 1)
 
 
-# --- HTTP/2 --------------------------------------------------------------------------------------------
+# --- a network that becomes bad in the middle of a call: over HTTP/2, and over a WebSocket ---------------
 
 
 @dataclass(frozen=True)
-class Http2Case:
-    """What the server or the network does to a stream over HTTP/2, and what has to come of it.
+class Met:
+    """What the network does when some events were read, and what has to come of the call.
 
     Attributes:
         name: What is bad.
-        outcome: The outcome of the call.
-        known: The source of its usage.
-        fault: What the server does in the middle of the stream.
-        toxic: What the network does then.
-        lookup_fault: What the server does in the middle of its first answer to the look-up.
+        outcome: The outcome of the call. After `closed` the application has left the stream.
+        known: The source of its usage, or the reason why it is not known.
+        toxic: What the network does.
+        heals_after_s: How long after the end of the stream the network is good again, if ever.
 
     """
 
     name: str
     outcome: str = "cut"
     known: str = "retrieval"
-    fault: Fault | None = None
     toxic: Toxic | None = None
+    heals_after_s: float | None = 0.0
+
+
+@dataclass(frozen=True)
+class Http2Met(Met):
+    """What the server does besides.
+
+    Attributes:
+        fault: What it does in the middle of the stream.
+        lookup_fault: What it does in the middle of its first answer to the look-up.
+
+    """
+
+    fault: Fault | None = None
     lookup_fault: Fault | None = None
 
 
-HTTP2_CASES = {
-    case.name: case
-    for case in (
-        Http2Case("good", "completed", "stream"),
-        Http2Case("RST_STREAM", fault="rst_stream"),
-        # The HTTP library reads no further, although the server sends the rest.
-        Http2Case("GOAWAY, goes on", fault="goaway"),
-        Http2Case("GOAWAY, ends", fault="goaway, close"),
-        Http2Case("latency", "completed", "stream", toxic=latency(200)),
-        Http2Case("small pieces", "completed", "stream", toxic=IN_PIECES),
-        Http2Case("reset", toxic=RESETS),
-        Http2Case("falls silent", toxic=NEVER_ANSWERS),
-        Http2Case("look-up: RST_STREAM", "closed", lookup_fault="rst_stream"),
-        Http2Case("look-up: GOAWAY, goes on", "closed", lookup_fault="goaway"),
-        Http2Case("look-up: GOAWAY, ends", "closed", lookup_fault="goaway, close"),
+def whole(name: str, toxic: Toxic | None = None) -> Met:
+    """Return a stream that is read to its end."""
+    return Met(name, "completed", "stream", toxic)
+
+
+def left(
+    name: str, toxic: Toxic | None = None, known: str = "retrieval", *, heals_after_s: Any = None
+) -> Met:
+    """Return a stream that the application leaves: the network is bad for the look-up."""
+    return Met(f"look-up: {name}", "closed", known, toxic, heals_after_s)
+
+
+ALL_MEET = (
+    whole("good"),
+    whole("latency", latency(200)),
+    whole("jitter", latency(100, 90)),
+    whole("1 KB/s", SLOW),
+    whole("small pieces", IN_PIECES),
+    whole("slow close", CLOSES_LATE),
+    Met("reset", toxic=RESETS),
+    Met("reset, heals late", toxic=RESETS, heals_after_s=0.3),
+    Met("reset for good", known="transport_error", toxic=RESETS, heals_after_s=None),
+    left("good"),
+    left("latency", latency(200)),
+    left("jitter", latency(100, 90)),
+    left("1 KB/s", SLOW),
+    left("small pieces", IN_PIECES),
+    left("slow close", CLOSES_LATE),
+    left("reset", RESETS, "transport_error"),
+    left("reset, heals", RESETS, heals_after_s=0.3),
+)
+# The SDK has no timeout for a message over a WebSocket.
+HTTP2_MEETS = (
+    *ALL_MEET,
+    Met("falls silent", toxic=NEVER_ANSWERS),
+    Met("falls silent for good", known="timeout", toxic=NEVER_ANSWERS, heals_after_s=None),
+    left("never answers", NEVER_ANSWERS, "timeout"),
+    left("never answers, heals", NEVER_ANSWERS, heals_after_s=1.0),
+    Http2Met("RST_STREAM", fault="rst_stream"),
+    # The HTTP library reads no further, although the server sends the rest.
+    Http2Met("GOAWAY, goes on", fault="goaway"),
+    Http2Met("GOAWAY, ends", fault="goaway, close"),
+    Http2Met("look-up: RST_STREAM", "closed", lookup_fault="rst_stream"),
+    Http2Met("look-up: GOAWAY, goes on", "closed", lookup_fault="goaway"),
+    Http2Met("look-up: GOAWAY, ends", "closed", lookup_fault="goaway, close"),
+)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the calls of a test meet their networks: the servers go on when the networks are bad."""
+
+    gates: dict[str, threading.Event] = field(default_factory=dict)
+
+    def begin(self, model: str) -> threading.Event:
+        """Return what the server of a call waits for after some events."""
+        return self.gates.setdefault(model, threading.Event())
+
+    def on_event(self, number: int, case: Met, proxy: Proxy) -> bool:
+        """Do what is to be done when so many events were read, and return whether the application leaves."""
+        if number != MET_AFTER:
+            return False
+        if case.toxic:
+            proxy.add(case.toxic[0], **case.toxic[1])
+        self.gates.pop(case.name).set()
+        return case.outcome == "closed"
+
+
+async def over_http2(
+    runtime: Runtime, server: Http2Server, meeting: Meeting, proxy: Proxy, case: Met
+) -> Played:
+    """Make one call over HTTP/2."""
+    library = HTTP.Client if runtime.is_sync else HTTP.AsyncClient
+    client = runtime.client(
+        base_url=f"https://{proxy.address}/v1",
+        api_key="key",
+        max_retries=0,
+        # At 1 KB/s the last event takes longer, and TLS shows it when it is whole.
+        timeout=5 * READ_TIMEOUT_S if case.toxic is SLOW else READ_TIMEOUT_S,
+        http_client=library(http2=True, verify=server.client_context),
     )
-}
+    played = await read(client, case.name, lambda number: meeting.on_event(number, case, proxy))
+    await settle(client.close())
+    return played
+
+
+async def over_websocket(runtime: Runtime, meeting: Meeting, proxy: Proxy, case: Met) -> Played:
+    """Make one call over a WebSocket."""
+    played, began = Played(), time.monotonic()
+    client = client_of(runtime, proxy, base_url=f"{proxy.url}/v1")
+    try:
+        async with entered(client.responses.connect()) as connection:
+            await send(connection, model=case.name)
+            while not played.seen or played.seen[-1] not in TERMINAL:
+                played.seen.append(kind(await settle(connection.recv())))
+                if meeting.on_event(len(played.seen), case, proxy):
+                    break
+    except websockets.ConnectionClosed as error:
+        played.raised = causes(error)
+    played.took_s = time.monotonic() - began
+    await settle(client.close())
+    return played
+
+
+def met(
+    toxiproxy: Toxiproxy,
+    address: str,
+    runtime: Runtime,
+    cases: Iterable[Met],
+    call: Callable[[Runtime, Proxy, Met], Awaitable[Played]],
+) -> dict[str, Played]:
+    """Make a call for each case, side by side, each over a network of its own."""
+
+    def one(case: Met, after_s: float) -> Played:
+        proxy, played = toxiproxy.proxy(address), Played()
+        time.sleep(after_s)
+
+        async def main() -> None:
+            nonlocal played
+            played = await call(runtime, proxy, case)
+
+        runtime.drive(main)
+        if case.heals_after_s is not None:
+            time.sleep(case.heals_after_s)
+            proxy.heal()
+        return played
+
+    with ThreadPoolExecutor(len(HTTP2_MEETS)) as pool:
+        calls = {case.name: pool.submit(one, case, 0.05 * number) for number, case in enumerate(cases)}
+        return {name: call.result(60) for name, call in calls.items()}
+
+
+def assert_met(title: str, cases: Iterable[Met], play: Callable[[], dict[str, Played]]) -> None:
+    """Make all calls without the instrumentation, then with it, and compare."""
+    without = play()
+    observed = instrumented(Config(retrieval_timeout=LOOKUP_TIMEOUT_S, max_concurrency=len(without)))
+    try:
+        watched = play()
+        spans = by_model(observed.spans(len(without), 30))
+    finally:
+        ResponsesUsageInstrumentor().uninstrument()
+    for name in without:
+        asked = (spans[name].attributes or {}).get("openai_responses.retrieval.duration")
+        show(
+            f"{title}, {name}: {', '.join(how(spans[name]))}; {len(watched[name].seen)} events; "
+            f"{without[name].took_s:.2f} s without, {watched[name].took_s:.2f} s with"
+            + ("" if asked is None else f"; look-up {asked:.2f} s")
+        )
+    for case in cases:
+        assert_same(without[case.name], watched[case.name])
+        assert how(spans[case.name]) == (case.outcome, case.known), case.name
+        is_known = case.known in ("stream", "retrieval")
+        assert token_attributes(spans[case.name]) == (usage_attributes(COUNTS) if is_known else {}), case.name
+    assert_accounted(observed, len(without))
 
 
 class Http2API:
     """The Responses API, with bodies of several pieces, and the faults of the cases."""
 
     def __init__(self) -> None:
+        self.meeting = Meeting()
         self.api = ResponsesAPI(
             lambda request: Plan(Answer(usage=COUNTS, model=request.json["model"]), pace=PACE_S)
         )
+        self._cases = {case.name: case for case in HTTP2_MEETS if isinstance(case, Http2Met)}
         self._asked: Counter[str] = Counter()
 
     def __call__(self, request: SeenRequest) -> Reply:
         reply = self.api(request)
         if request.method == "POST":
-            return reply
+            return gated(reply, self.meeting.begin(request.json["model"]))
         (body,) = reply.steps
         assert isinstance(body, Send)
         half = len(body.data) // 2
@@ -496,69 +656,52 @@ class Http2API:
 
     def fault(self, request: SeenRequest) -> tuple[int, Fault] | None:
         if request.method == "POST":
-            fault = HTTP2_CASES[request.json["model"]].fault
-            return (MET_AFTER, fault) if fault else None
+            case = self._cases.get(request.json["model"])
+            return (MET_AFTER, case.fault) if case and case.fault else None
         response_id = request.path.rpartition("/")[2]
         self._asked[response_id] += 1
-        fault = HTTP2_CASES[self.api.stored[response_id]["model"]].lookup_fault
-        return (1, fault) if fault and self._asked[response_id] == 1 else None
-
-
-def over_http2(runtime: Runtime, server: Http2Server, proxy: Proxy, case: Http2Case) -> Played:
-    """Make one call over HTTP/2."""
-    played = Played()
-
-    def on_event(number: int) -> bool:
-        if number == MET_AFTER and case.toxic:
-            proxy.add(case.toxic[0], **case.toxic[1])
-        return number == MET_AFTER and case.outcome == "closed"
-
-    async def main() -> None:
-        nonlocal played
-        library = HTTP.Client if runtime.is_sync else HTTP.AsyncClient
-        client = runtime.client(
-            base_url=f"https://{proxy.address}/v1",
-            api_key="key",
-            max_retries=0,
-            timeout=READ_TIMEOUT_S,
-            http_client=library(http2=True, verify=server.client_context),
-        )
-        played = await read(client, case.name, on_event)
-        proxy.heal()
-        await settle(client.close())
-
-    runtime.drive(main)
-    return played
+        case = self._cases.get(self.api.stored[response_id]["model"])
+        is_first = self._asked[response_id] == 1
+        return (1, case.lookup_fault) if case and case.lookup_fault and is_first else None
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES, ids=str)
-def test_http_2_that_ends_in_mid_body_is_accounted_for(runtime: Runtime, toxiproxy: Toxiproxy) -> None:
+def test_http_2_over_bad_networks_is_accounted_for(runtime: Runtime, toxiproxy: Toxiproxy) -> None:
     """RST_STREAM, GOAWAY and broken connections are cuts. The usage is looked up, over HTTP/2 as well."""
-    rounds: list[dict[str, Played]] = []
     api = Http2API()
     with Http2Server(api, api.fault) as server:
 
-        def play() -> None:
-            rounds.append(
-                {
-                    name: over_http2(runtime, server, toxiproxy.proxy(server.address), case)
-                    for name, case in HTTP2_CASES.items()
-                }
-            )
+        def call(runtime: Runtime, proxy: Proxy, case: Met) -> Awaitable[Played]:
+            return over_http2(runtime, server, api.meeting, proxy, case)
 
-        play()
-        observed = instrumented(Config())
-        try:
-            play()
-            spans = by_model(observed.spans(len(HTTP2_CASES)))
-        finally:
-            ResponsesUsageInstrumentor().uninstrument()
-    without, watched = rounds
-    show("\n".join(f"HTTP/2, {runtime}, {name}: {played}" for name, played in watched.items()))
-    assert server.seen["POST"] == 2 * len(HTTP2_CASES)
-    assert server.seen["GET"] >= len([case for case in HTTP2_CASES.values() if case.known == "retrieval"])
-    for name, case in HTTP2_CASES.items():
-        assert_same(without[name], watched[name])
-        assert how(spans[name]) == (case.outcome, case.known), name
-        assert token_attributes(spans[name]) == usage_attributes(COUNTS)
-    assert_accounted(observed, len(HTTP2_CASES))
+        assert_met(
+            f"HTTP/2, {runtime}",
+            HTTP2_MEETS,
+            lambda: met(toxiproxy, server.address, runtime, HTTP2_MEETS, call),
+        )
+        assert server.seen["POST"] == 2 * len(HTTP2_MEETS)
+        assert server.seen["GET"] >= len([case for case in HTTP2_MEETS if case.known == "retrieval"])
+
+
+@needs_websocket
+@pytest.mark.parametrize("runtime", RUNTIMES, ids=str)
+def test_websockets_over_bad_networks_are_accounted_for(runtime: Runtime, toxiproxy: Toxiproxy) -> None:
+    """The messages and the look-ups meet the same networks."""
+    from embedded.websocket_api import Turn, WebSocketAPI
+
+    meeting = Meeting()
+
+    def turn(asked: Any) -> Turn:
+        answer = Answer(usage=COUNTS, model=asked["model"], id=new_id())
+        return Turn(answer, cut_after=MET_AFTER, end=Wait(meeting.begin(asked["model"])), pace=PACE_S)
+
+    def call(runtime: Runtime, proxy: Proxy, case: Met) -> Awaitable[Played]:
+        return over_websocket(runtime, meeting, proxy, case)
+
+    with WebSocketAPI(turn) as server:
+        address = server.url.removeprefix("http://").removesuffix("/v1")
+        assert_met(
+            f"WebSocket, {runtime}",
+            ALL_MEET,
+            lambda: met(toxiproxy, address, runtime, ALL_MEET, call),
+        )

@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from embedded.answer import Answer, usage
 from embedded.http_server import Cut, ScriptedServer
 from embedded.responses_api import Plan, ResponsesAPI
+from observed import PATIENCE_S, eventually
 from otel_responses_usage import ResponsesUsageInstrumentor
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MODEL = "gpt-5.4-mini"
+LEAST_CALLS = 30
 # A call that is read, one that is cut, and one that is closed: the latter two are looked up.
 PLANS = (
     lambda: Plan(Answer(("One ", "two ", "three."), usage(100, 30, cached=64))),
@@ -90,8 +92,10 @@ class Traffic:
         return {kind: sum(used[f"{kind}_tokens"] for used in billed) for kind in ("input", "output")}
 
     def run(self, seconds: float) -> None:
-        """Let it go on for a while."""
+        """Let it go on for a while, and on a slow machine for some calls."""
+        before = len(self.spans)
         self._stop.wait(seconds)
+        eventually(lambda: len(self.spans) >= before + LEAST_CALLS, "there are some calls", PATIENCE_S)
 
     def burst(self, spans: int, per_second: int = 1000) -> None:
         """Spans of other libraries, of a kilobyte each."""

@@ -50,7 +50,6 @@ def assert_whole(title: str, traffic: Traffic, jaeger: Jaeger, collector: Collec
     assert arrived == sent
     assert len(jaeger.spans("busy", limit=50_000)) == len(sent)
     assert known == traffic.tokens
-    assert len(sent) > 100
 
 
 def tokens(collector: Collector) -> dict[str, int]:

@@ -27,6 +27,8 @@ from .retrieval import (
 )
 
 _SHORTEST_TIMEOUT_S: Final = 0.01
+# How much longer than its timeout a request takes at most in a process that runs.
+_MOST_DELAY_S: Final = 1.0
 # Where responses never end, a look-up sends one request. It is sent so long before the end of its time limit,
 # or, if that is less, this share of the time limit before its end. So a response that takes long is found.
 _LAST_REQUEST_S: Final = 5.0
@@ -216,7 +218,7 @@ class LookUp:
             target = self._request.target
             answer = ask(target, timeout_s, content) if content else ask(target, timeout_s)
         took_s = time.monotonic() - began
-        if took_s > timeout_s:
+        if took_s > timeout_s + _MOST_DELAY_S:
             # For the rest of the time the process was frozen or busy. With an answer, perhaps for all of it.
             took_s = timeout_s if answer.failure else 0.0
         self._left_s -= took_s
