@@ -47,6 +47,8 @@ PACE_S = 0.01
 MET_AFTER = 6  # events: the id is known, and the output is not done
 READ_TIMEOUT_S = 1.0
 LOOKUP_TIMEOUT_S = 7.0  # more than one request of a look-up may take, which is 5 s
+# What a busy machine adds to a call. A look-up that gets no answer takes 5 s at least.
+MOST_DELAY_S = 4.0
 COUNTS = usage(31, 245, cached=16, reasoning=128)
 EVENTS = len(Answer().events())
 
@@ -197,9 +199,9 @@ def how(span: ReadableSpan) -> tuple[Any, Any]:
 
 
 def assert_same(without: Played, watched: Played) -> None:
-    """The application has seen the same, and has not waited longer than networks differ."""
+    """The application has seen the same, and has not waited for a look-up."""
     assert (watched.seen, watched.raised) == (without.seen, without.raised)
-    assert watched.took_s < 1.3 * without.took_s + 0.5
+    assert watched.took_s < 1.3 * without.took_s + MOST_DELAY_S
 
 
 def assert_accounted(observed: Observed, calls: int) -> None:
