@@ -129,7 +129,7 @@ def _plan(request: SeenRequest) -> Plan:
 def _plan_for(asked: Json) -> Plan:
     question = str(asked["input"]).lower()
     if "crew" in question:
-        # `token_report.py --cut` breaks the connection after some text. A busy machine must not have all of it.
+        # `token_report.py --cut` breaks the connection after some text. The rest must not be there already.
         return Plan(_crew(), pace=0.1 if asked.get("background") else 0.02)
     tokens = 31 + len(question.split())
     if "program" in question:
