@@ -57,11 +57,12 @@ class Books(SpanProcessor):
 class Traffic:
     """A service under load, from `with` to `finish`: instrumented calls that end in several ways.
 
-    It exports by OTLP over gRPC as a service does, only more often: every span that ended is in `spans`, and
-    every token that the server billed in `tokens`.
+    It exports by OTLP over gRPC as a service does, only more often. It gives a batch up later, since an
+    outage takes longer on a busy machine. Every span that ended is in `spans`, and every token that the
+    server billed in `tokens`.
     """
 
-    def __init__(self, endpoint: str, service: str = "busy", *, timeout: float = 10) -> None:
+    def __init__(self, endpoint: str, service: str = "busy", *, timeout: float = PATIENCE_S) -> None:
         resource = Resource.create({"service.name": service})
         metrics = OTLPMetricExporter(f"http://{endpoint}", insecure=True, timeout=timeout)
         self._metering = metering = MeterProvider([PeriodicExportingMetricReader(metrics, 500)], resource)
