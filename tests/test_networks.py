@@ -204,6 +204,30 @@ def assert_same(without: Played, watched: Played) -> None:
     assert watched.took_s < 1.3 * without.took_s + MOST_DELAY_S
 
 
+def assert_usage(span: ReadableSpan, known: str) -> None:
+    """The span has the server's counts if they are known, and otherwise none."""
+    has_usage = known in ("stream", "retrieval")
+    assert token_attributes(span) == (usage_attributes(COUNTS) if has_usage else {}), span.attributes
+
+
+def figures(
+    without: Mapping[str, Played],
+    watched: Mapping[str, Played],
+    spans: Mapping[str, ReadableSpan],
+    title: str = "",
+) -> str:
+    """Return a row for each call, for the documents."""
+    rows = []
+    for name, played in watched.items():
+        asked = (spans[name].attributes or {}).get("openai_responses.retrieval.duration")
+        looked_up = "" if asked is None else f"; look-up {asked:.2f} s"
+        rows.append(
+            f"{title}{name}: {', '.join(how(spans[name]))}; {len(played.seen)} events; "
+            f"{without[name].took_s:.2f} s without, {played.took_s:.2f} s with{looked_up}"
+        )
+    return "\n".join(rows)
+
+
 def assert_accounted(observed: Observed, calls: int) -> None:
     """Each call is counted once, each token that a span has is in the metric, and nothing is pending."""
     spans = observed.spans(calls, 30)
@@ -358,8 +382,7 @@ def test_each_call_has_its_usage_or_the_reason(rounds: Rounds, model: str) -> No
     case, span = CASES[model][0], rounds.spans[model]
     attributes = span.attributes or {}
     assert how(span) == (case.outcome, case.known)
-    has_usage = case.known in ("stream", "retrieval")
-    assert token_attributes(span) == (usage_attributes(COUNTS) if has_usage else {})
+    assert_usage(span, case.known)
     assert attributes["openai_responses.stream.events"] == len(rounds.watched[model].seen)
     assert span.start_time
     assert span.end_time
@@ -374,16 +397,7 @@ def test_each_call_has_its_usage_or_the_reason(rounds: Rounds, model: str) -> No
 def test_everything_is_accounted_for(rounds: Rounds) -> None:
     """Calls, tokens and pending look-ups add up over all networks."""
     assert_accounted(rounds.observed, len(CASES))
-    rows = []
-    for model, (case, _) in CASES.items():
-        without, watched, span = rounds.without[model], rounds.watched[model], rounds.spans[model]
-        asked = (span.attributes or {}).get("openai_responses.retrieval.duration")
-        looked_up = "" if asked is None else f"; look-up {asked:.2f} s"
-        rows.append(
-            f"{model}: {case.outcome}, {case.known}; {len(watched.seen)} events; "
-            f"{without.took_s:.2f} s without, {watched.took_s:.2f} s with{looked_up}"
-        )
-    show("\n".join(rows))
+    show(figures(rounds.without, rounds.watched, rounds.spans))
 
 
 # --- a server that vanishes ----------------------------------------------------------------------------
@@ -456,6 +470,8 @@ class Met:
         known: The source of its usage, or the reason why it is not known.
         toxic: What the network does.
         heals_after_s: How long after the end of the stream the network is good again, if ever.
+        fault: What a server of HTTP/2 does then.
+        lookup_fault: What a server of HTTP/2 does in the middle of its first answer to the look-up.
 
     """
 
@@ -464,23 +480,11 @@ class Met:
     known: str = "retrieval"
     toxic: Toxic | None = None
     heals_after_s: float | None = 0.0
-
-
-@dataclass(frozen=True)
-class Http2Met(Met):
-    """What the server does besides.
-
-    Attributes:
-        fault: What it does in the middle of the stream.
-        lookup_fault: What it does in the middle of its first answer to the look-up.
-
-    """
-
     fault: Fault | None = None
     lookup_fault: Fault | None = None
 
 
-def whole(name: str, toxic: Toxic | None = None) -> Met:
+def whole(name: str, toxic: Toxic | None) -> Met:
     """Return a stream that is read to its end."""
     return Met(name, "completed", "stream", toxic)
 
@@ -492,22 +496,21 @@ def left(
     return Met(f"look-up: {name}", "closed", known, toxic, heals_after_s)
 
 
+# Networks that let everything through.
+SLOW_NETWORKS: dict[str, Toxic | None] = {
+    "good": None,
+    "latency": latency(200),
+    "jitter": latency(100, 90),
+    "1 KB/s": SLOW,
+    "small pieces": IN_PIECES,
+    "slow close": CLOSES_LATE,
+}
 ALL_MEET = (
-    whole("good"),
-    whole("latency", latency(200)),
-    whole("jitter", latency(100, 90)),
-    whole("1 KB/s", SLOW),
-    whole("small pieces", IN_PIECES),
-    whole("slow close", CLOSES_LATE),
+    *(whole(name, toxic) for name, toxic in SLOW_NETWORKS.items()),
     Met("reset", toxic=RESETS),
     Met("reset, heals late", toxic=RESETS, heals_after_s=0.3),
     Met("reset for good", known="transport_error", toxic=RESETS, heals_after_s=None),
-    left("good"),
-    left("latency", latency(200)),
-    left("jitter", latency(100, 90)),
-    left("1 KB/s", SLOW),
-    left("small pieces", IN_PIECES),
-    left("slow close", CLOSES_LATE),
+    *(left(name, toxic) for name, toxic in SLOW_NETWORKS.items()),
     left("reset", RESETS, "transport_error"),
     left("reset, heals", RESETS, heals_after_s=0.3),
 )
@@ -518,13 +521,13 @@ HTTP2_MEETS = (
     Met("falls silent for good", known="timeout", toxic=NEVER_ANSWERS, heals_after_s=None),
     left("never answers", NEVER_ANSWERS, "timeout"),
     left("never answers, heals", NEVER_ANSWERS, heals_after_s=1.0),
-    Http2Met("RST_STREAM", fault="rst_stream"),
+    Met("RST_STREAM", fault="rst_stream"),
     # The HTTP library reads no further, although the server sends the rest.
-    Http2Met("GOAWAY, goes on", fault="goaway"),
-    Http2Met("GOAWAY, ends", fault="goaway, close"),
-    Http2Met("look-up: RST_STREAM", "closed", lookup_fault="rst_stream"),
-    Http2Met("look-up: GOAWAY, goes on", "closed", lookup_fault="goaway"),
-    Http2Met("look-up: GOAWAY, ends", "closed", lookup_fault="goaway, close"),
+    Met("GOAWAY, goes on", fault="goaway"),
+    Met("GOAWAY, ends", fault="goaway, close"),
+    Met("look-up: RST_STREAM", "closed", lookup_fault="rst_stream"),
+    Met("look-up: GOAWAY, goes on", "closed", lookup_fault="goaway"),
+    Met("look-up: GOAWAY, ends", "closed", lookup_fault="goaway, close"),
 )
 
 
@@ -536,7 +539,8 @@ class Meeting:
 
     def begin(self, model: str) -> threading.Event:
         """Return what the server of a call waits for after some events."""
-        return self.gates.setdefault(model, threading.Event())
+        gate = self.gates[model] = threading.Event()
+        return gate
 
     def on_event(self, number: int, case: Met, proxy: Proxy) -> bool:
         """Do what is to be done when so many events were read, and return whether the application leaves."""
@@ -621,18 +625,11 @@ def assert_met(title: str, cases: Iterable[Met], play: Callable[[], dict[str, Pl
         spans = by_model(observed.spans(len(without), 30))
     finally:
         ResponsesUsageInstrumentor().uninstrument()
-    for name in without:
-        asked = (spans[name].attributes or {}).get("openai_responses.retrieval.duration")
-        show(
-            f"{title}, {name}: {', '.join(how(spans[name]))}; {len(watched[name].seen)} events; "
-            f"{without[name].took_s:.2f} s without, {watched[name].took_s:.2f} s with"
-            + ("" if asked is None else f"; look-up {asked:.2f} s")
-        )
+    show(figures(without, watched, spans, f"{title}, "))
     for case in cases:
         assert_same(without[case.name], watched[case.name])
         assert how(spans[case.name]) == (case.outcome, case.known), case.name
-        is_known = case.known in ("stream", "retrieval")
-        assert token_attributes(spans[case.name]) == (usage_attributes(COUNTS) if is_known else {}), case.name
+        assert_usage(spans[case.name], case.known)
     assert_accounted(observed, len(without))
 
 
@@ -644,7 +641,7 @@ class Http2API:
         self.api = ResponsesAPI(
             lambda request: Plan(Answer(usage=COUNTS, model=request.json["model"]), pace=PACE_S)
         )
-        self._cases = {case.name: case for case in HTTP2_MEETS if isinstance(case, Http2Met)}
+        self._cases = {case.name: case for case in HTTP2_MEETS}
         self._asked: Counter[str] = Counter()
 
     def __call__(self, request: SeenRequest) -> Reply:
@@ -658,13 +655,12 @@ class Http2API:
 
     def fault(self, request: SeenRequest) -> tuple[int, Fault] | None:
         if request.method == "POST":
-            case = self._cases.get(request.json["model"])
-            return (MET_AFTER, case.fault) if case and case.fault else None
+            fault = self._cases[request.json["model"]].fault
+            return (MET_AFTER, fault) if fault else None
         response_id = request.path.rpartition("/")[2]
         self._asked[response_id] += 1
-        case = self._cases.get(self.api.stored[response_id]["model"])
-        is_first = self._asked[response_id] == 1
-        return (1, case.lookup_fault) if case and case.lookup_fault and is_first else None
+        fault = self._cases[self.api.stored[response_id]["model"]].lookup_fault
+        return (1, fault) if fault and self._asked[response_id] == 1 else None
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES, ids=str)
